@@ -1,0 +1,410 @@
+"""A decoder transformer in one readable forward pass.
+
+Weights are stacked over layers and named as in TransformerLens: W_Q [layer, head, d_model, d_head], row vectors,
+x @ W. `Transformer.forward` is the definition. `Transformer.forward_at` is the fast path beside it: the same
+outputs at a few positions, by exact rearrangement.
+
+Came from: tasks/modular.py (what the tokens are). Read next: train.py.
+Letters: b batch, p q k positions, h head, d d_model, e d_head, m d_mlp, v vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from toylab.errors import one_of, require
+from toylab.taps import Tap, Tapped, no_tap
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "solu": lambda x: (
+        x * x.softmax(-1)
+    ),  # Elhage et al. 2022, Softmax Linear Units; without their extra LayerNorm
+    "quadratic": lambda x: x * x,
+    "identity": lambda x: x,
+}
+NORMS = ("none", "LN", "LNPre", "RMS", "RMSPre")
+POSITIONS = ("learned", "sinusoidal", "rotary", "none")
+ATTENTION = ("causal", "bidirectional")
+BIASES = ("Q", "K", "V", "O", "in", "out", "U")
+INITS = ("fan_in", "nanda", "gpt2")
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+
+
+@dataclass(frozen=True)
+class TransformerSpec:
+    """Everything about a transformer except the sizes that come from its task (d_vocab, n_ctx, d_out).
+
+    d_mlp:          0 = attention only.
+    norm:           none; LN or RMS with learned weights (LN also biases); LNPre, RMSPre without.
+    biases:         which of Q, K, V, O, in, out, U exist (zero at the start).
+    tied:           unembed with the transpose of W_E (its first d_out rows).
+    init:           fan_in: N(0, 1/fan-in), the embeddings N(0, 1/d_model). nanda: N(0, 1/d_model), W_U N(0, 1/d_vocab).
+                    gpt2: N(0, 0.64/d_model), TransformerLens's default. All times init_scale.
+    attn_scale:     scores are divided by it; None = sqrt(d_head).
+    attention_rate: the pattern is rate * softmax + (1 - rate); 0 = constant attention (Zhong et al. 2023, section 4).
+    """
+
+    n_layers: int
+    n_heads: int
+    d_model: int
+    d_head: int
+    d_mlp: int
+    act: str = "relu"
+    norm: str = "none"
+    positions: str = "learned"
+    attention: str = "causal"
+    biases: tuple[str, ...] = ("in", "out")
+    tied: bool = False
+    init: str = "fan_in"
+    init_scale: float = 1.0
+    attn_scale: float | None = None
+    attention_rate: float = 1.0
+    rotary_base: float = 10000.0
+    eps: float = 1e-5
+    dtype: Literal["float32", "float64"] = "float32"
+
+    def __post_init__(self):
+        for name in ("n_layers", "n_heads", "d_model", "d_head"):
+            require(getattr(self, name) >= 1, f"{name}={getattr(self, name)}: at least 1 is needed")
+        require(self.d_mlp >= 0, f"d_mlp={self.d_mlp}: 0 (attention only) or more")
+        one_of("act", self.act, ACTIVATIONS)
+        one_of("norm", self.norm, NORMS)
+        one_of("positions", self.positions, POSITIONS)
+        one_of("attention", self.attention, ATTENTION)
+        one_of("init", self.init, INITS)
+        one_of("dtype", self.dtype, DTYPES)
+        for bias in self.biases:
+            one_of("biases", bias, BIASES)
+        require(self.init_scale >= 0, f"init_scale={self.init_scale}: 0 or more")
+        require(0 <= self.attention_rate <= 1, f"attention_rate={self.attention_rate} is outside [0, 1]")
+        require(
+            self.positions != "rotary" or self.d_head % 2 == 0,
+            f"rotary needs an even d_head, not {self.d_head}",
+        )
+
+    def build(self, task, generator: torch.Generator) -> Transformer:
+        """A freshly initialised model with the sizes of this task. Same generator state, same bits."""
+        require(
+            hasattr(task, "d_vocab"),
+            f"{type(task).__name__} has no tokens (no d_vocab): a transformer needs a token task; "
+            "vector tasks go with a model made for them",
+        )
+        model = Transformer(self, d_vocab=task.d_vocab, n_ctx=task.n_ctx, d_out=task.d_out)
+        model.initialise(generator)
+        return model
+
+
+class Transformer(Tapped):
+    """The model a TransformerSpec describes; weights are zero until `initialise` or `load_state_dict`."""
+
+    def __init__(self, spec: TransformerSpec, d_vocab: int, n_ctx: int, d_out: int):
+        super().__init__()
+        self.spec, self.d_vocab, self.n_ctx, self.d_out = spec, d_vocab, n_ctx, d_out
+        self.n_layers, self.n_heads, self.d_model = spec.n_layers, spec.n_heads, spec.d_model
+        self.d_head, self.d_mlp = spec.d_head, spec.d_mlp
+        require(
+            not spec.tied or d_out <= d_vocab, f"tied unembedding: d_out={d_out} exceeds d_vocab={d_vocab}"
+        )
+
+        L, H, D, E, M = spec.n_layers, spec.n_heads, spec.d_model, spec.d_head, spec.d_mlp
+        shapes: dict[str, tuple[int, ...]] = {"W_E": (d_vocab, D)}
+        if spec.positions == "learned":
+            shapes["W_pos"] = (n_ctx, D)
+        shapes |= {"W_Q": (L, H, D, E), "W_K": (L, H, D, E), "W_V": (L, H, D, E), "W_O": (L, H, E, D)}
+        bias_shapes = {"Q": (L, H, E), "K": (L, H, E), "V": (L, H, E), "O": (L, D), "U": (d_out,)}
+        if M:
+            shapes |= {"W_in": (L, D, M), "W_out": (L, M, D)}
+            bias_shapes |= {"in": (L, M), "out": (L, D)}
+        if not spec.tied:
+            shapes["W_U"] = (D, d_out)
+        shapes |= {
+            f"b_{name}": bias_shapes[name] for name in BIASES if name in spec.biases and name in bias_shapes
+        }
+        if spec.norm in ("LN", "RMS"):
+            for norm in ("ln1", "ln2", "ln_final") if M else ("ln1", "ln_final"):
+                size = (D,) if norm == "ln_final" else (L, D)
+                shapes |= {f"{norm}_w": size} | ({f"{norm}_b": size} if spec.norm == "LN" else {})
+        for name, shape in shapes.items():
+            fill = torch.ones if name.endswith("_w") else torch.zeros
+            setattr(self, name, nn.Parameter(fill(shape, dtype=DTYPES[spec.dtype])))
+        for name in BIASES:
+            if f"b_{name}" not in shapes:
+                setattr(self, f"b_{name}", None)
+        if spec.positions == "sinusoidal":
+            self.register_buffer("W_pos", sinusoids(n_ctx, D, DTYPES[spec.dtype]), persistent=False)
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw every W_ in the order of `parameters()`; biases 0, norm weights 1."""
+        spec = self.spec
+        D = spec.d_model
+        fan_in = {"W_O": spec.n_heads * spec.d_head, "W_out": spec.d_mlp}
+        for name, p in self.named_parameters():
+            if not name.startswith("W_"):
+                continue
+            std = {
+                "fan_in": fan_in.get(name, D) ** -0.5,
+                "nanda": (self.d_vocab if name == "W_U" else D) ** -0.5,
+                "gpt2": 0.8 * D**-0.5,
+            }[spec.init]
+            # Drawn in float32 whatever the dtype, so that a float64 model starts from the same numbers.
+            p.copy_(torch.randn(p.shape, generator=generator) * (std * spec.init_scale))
+
+    # --- the definition ---------------------------------------------------------------------------------------------
+
+    def forward(
+        self, tokens: Int[Tensor, "batch pos"], tap: Tap = no_tap
+    ) -> Float[Tensor, "batch pos d_out"]:
+        """Logits at every position."""
+        self._check_tokens(tokens)
+        resid = self._embed(tokens, tap)
+        for layer in range(self.n_layers):
+            resid = tap("resid_pre", layer, resid)
+            resid = resid + tap("attn_out", layer, self.attention(layer, resid, tap))
+            if self.d_mlp:
+                resid = tap("resid_mid", layer, resid)
+                resid = resid + tap("mlp_out", layer, self.mlp(layer, resid, tap))
+            resid = tap("resid_post", layer, resid)
+        return self.unembed(resid, tap)
+
+    def attention(self, layer: int, resid: Tensor, tap: Tap) -> Tensor:
+        """Output of the attention of one layer: [batch, pos, d_model]."""
+        q_input, k_input, v_input = self._attention_inputs(layer, resid, tap)
+        q = tap("q", layer, per_head(q_input, self.W_Q[layer], self._bias("Q", layer)))
+        k = tap("k", layer, per_head(k_input, self.W_K[layer], self._bias("K", layer)))
+        v = tap("v", layer, per_head(v_input, self.W_V[layer], self._bias("V", layer)))
+        if self.spec.positions == "rotary":
+            q = tap("rot_q", layer, rotate(q, self.spec.rotary_base))
+            k = tap("rot_k", layer, rotate(k, self.spec.rotary_base))
+        scores = torch.einsum("bqhe,bkhe->bhqk", q, k) / self._scale
+        if self.spec.attention == "causal":
+            scores = scores.masked_fill(causal_mask(q.shape[1], q.device), -torch.inf)
+        pattern = self._pattern(layer, scores, tap)
+        z = tap("z", layer, torch.einsum("bhqk,bkhe->bqhe", pattern, v))
+        if tap.wants("result", layer):
+            attn_out = tap("result", layer, torch.einsum("bqhe,hed->bqhd", z, self.W_O[layer])).sum(2)
+        else:
+            attn_out = affine(z.flatten(2), self.W_O[layer].flatten(0, 1), None)
+        return attn_out if self.b_O is None else attn_out + self.b_O[layer]
+
+    def _embed(self, tokens: Tensor, tap: Tap = no_tap) -> Tensor:
+        resid = tap("embed", None, self.W_E[tokens])
+        if self.spec.positions in ("learned", "sinusoidal"):
+            pos_embed = self.W_pos[: tokens.shape[1]].expand(len(tokens), -1, -1)
+            resid = resid + tap("pos_embed", None, pos_embed)
+        return resid
+
+    def _pattern(self, layer: int, scores: Tensor, tap: Tap) -> Tensor:
+        """Masked scores [batch, head, query, key] -> where each query looks."""
+        pattern = tap("attn_scores", layer, scores).softmax(-1)
+        if self.spec.attention_rate < 1:
+            pattern = self.spec.attention_rate * pattern + (1 - self.spec.attention_rate)
+        return tap("pattern", layer, pattern)
+
+    def mlp(self, layer: int, resid: Tensor, tap: Tap) -> Tensor:
+        """Output of the MLP of one layer: [batch, pos, d_model]."""
+        if tap.wants("mlp_in", layer):
+            resid = tap("mlp_in", layer, resid)
+        x = self.norm("ln2", layer, resid, tap)
+        pre = tap("pre", layer, affine(x, self.W_in[layer], self._bias("in", layer)))
+        post = tap("post", layer, ACTIVATIONS[self.spec.act](pre))
+        return affine(post, self.W_out[layer], self._bias("out", layer))
+
+    def unembed(self, resid: Tensor, tap: Tap = no_tap) -> Tensor:
+        """Logits of a final residual stream [..., d_model]: the final norm, then W_U and b_U."""
+        x = self.norm("ln_final", None, resid, tap)
+        W_U = self.W_E[: self.d_out].T if self.spec.tied else self.W_U
+        return affine(x, W_U, self.b_U)
+
+    def norm(self, which: str, layer: int | None, x: Tensor, tap: Tap = no_tap) -> Tensor:
+        """LayerNorm or RMSNorm of x; x itself when the spec says none. `normalized` is tapped before w and b."""
+        if self.spec.norm == "none":
+            return x
+        if self.spec.norm.startswith("LN"):
+            x = x - x.mean(-1, keepdim=True)
+        scale = tap(f"{which}_scale", layer, (x.pow(2).mean(-1, keepdim=True) + self.spec.eps).sqrt())
+        x = tap(f"{which}_normalized", layer, x / scale)
+        if self.spec.norm.endswith("Pre"):
+            return x
+        at = slice(None) if layer is None else layer
+        x = x * getattr(self, f"{which}_w")[at]
+        return x + getattr(self, f"{which}_b")[at] if self.spec.norm == "LN" else x
+
+    def _attention_inputs(self, layer: int, resid: Tensor, tap: Tap) -> list[Tensor]:
+        """What queries, keys and values read: the normed residual stream, or one copy per head when a tap wants it.
+
+        As in TransformerLens the per-head copies are offered before the norm, which then acts on each.
+        """
+        names = ("q_input", "k_input", "v_input")
+        if not any(tap.wants(name, layer) for name in ("attn_in", *names)):
+            return [self.norm("ln1", layer, resid, tap)] * 3
+        copies = resid.unsqueeze(2).expand(-1, -1, self.n_heads, -1)
+        if tap.wants("attn_in", layer):
+            copies = tap("attn_in", layer, copies)
+        # The shared scale and normalized sites still pass, so reading them does not depend on who else is reading.
+        self.norm("ln1", layer, resid, tap)
+        return [
+            self.norm("ln1", layer, tap(name, layer, copies) if tap.wants(name, layer) else copies)
+            for name in names
+        ]
+
+    # --- the fast path ----------------------------------------------------------------------------------------------
+
+    def forward_at(
+        self, tokens: Int[Tensor, "batch pos"], read: tuple[int, ...], tap: Tap = no_tap
+    ) -> Float[Tensor, "batch read d_out"]:
+        """forward(tokens)[:, read], faster, by two exact rearrangements.
+
+        1. In the last block only the read positions need queries, an MLP and the unembedding.
+        2. In a one-layer model queries, keys and values depend on (token, position) alone. When there are fewer such
+           pairs than tokens in the batch, they are computed once per pair and looked up (`_attend_by_lookup`).
+
+        Taps see the last block's sites from attn_scores on, at the read positions; `forward` offers every site.
+        """
+        self._check_tokens(tokens)
+        at = [r % tokens.shape[1] for r in read]
+        one_layer = self.n_layers == 1 and len(at) == 1 and self.spec.positions != "rotary"
+        if one_layer and 2 * self.d_vocab < len(tokens):
+            resid, scores, v = self._attend_by_lookup(tokens, at[0])
+        else:
+            resid, scores, v = self._attend(tokens, at)
+        layer = self.n_layers - 1
+        if self.spec.attention == "causal":
+            scores = scores.masked_fill(causal_mask(tokens.shape[1], tokens.device)[at], -torch.inf)
+        pattern = self._pattern(layer, scores, tap)
+        if len(at) == 1:  # multiplying and summing beats a tiny matrix product per example and head
+            z = (pattern.squeeze(2).transpose(1, 2).unsqueeze(-1) * v).sum(1, keepdim=True)
+        else:
+            z = torch.einsum("bhqk,bkhe->bqhe", pattern, v)
+        attn_out = affine(
+            tap("z", layer, z).flatten(2), self.W_O[layer].flatten(0, 1), self._bias("O", layer)
+        )
+        resid = resid + tap("attn_out", layer, attn_out)
+        if self.d_mlp:
+            resid = tap("resid_mid", layer, resid)
+            resid = resid + tap("mlp_out", layer, self.mlp(layer, resid, tap))
+        return self.unembed(tap("resid_post", layer, resid), tap)
+
+    def _attend(self, tokens: Tensor, at: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Before the last attention: residual stream [b, q, d] and scores [b, h, q, k] at the read positions, values."""
+        resid = self._embed(tokens)
+        for layer in range(self.n_layers - 1):
+            resid = resid + self.attention(layer, resid, no_tap)
+            if self.d_mlp:
+                resid = resid + self.mlp(layer, resid, no_tap)
+        last = self.n_layers - 1
+        x = self.norm("ln1", last, resid)
+        k = per_head(x, self.W_K[last], self._bias("K", last))
+        v = per_head(x, self.W_V[last], self._bias("V", last))
+        if self.spec.positions == "rotary":
+            q = rotate(per_head(x, self.W_Q[last], self._bias("Q", last)), self.spec.rotary_base)[:, at]
+            k = rotate(k, self.spec.rotary_base)
+        else:
+            q = per_head(x[:, at], self.W_Q[last], self._bias("Q", last))
+        return resid[:, at], torch.einsum("bqhe,bkhe->bhqk", q, k) / self._scale, v
+
+    def _attend_by_lookup(self, tokens: Tensor, at: int) -> tuple[Tensor, Tensor, Tensor]:
+        """The same three for a one-layer model and one read position, from tables over (position, token).
+
+        The score of every query token against every (position, token) is one small matrix product; each example
+        then looks up its scores and values.
+        """
+        n_pos = tokens.shape[1]
+        every = torch.arange(self.d_vocab, device=tokens.device).expand(n_pos, -1)
+        resid = self._embed(every.T).transpose(0, 1)  # [pos, token, d_model]
+        x = self.norm("ln1", 0, resid)
+        q = per_head(x[at : at + 1], self.W_Q[0], self._bias("Q", 0))[0]  # [token, head, d_head]
+        k = per_head(x, self.W_K[0], self._bias("K", 0)).flatten(0, 1)  # [(pos token), head, d_head]
+        v = per_head(x, self.W_V[0], self._bias("V", 0)).flatten(0, 1)
+        scores = torch.einsum("qhe,khe->qkh", q, k) / self._scale
+        keys = tokens + self.d_vocab * torch.arange(n_pos, device=tokens.device)  # row of each (pos, token)
+        pairs = tokens[:, at, None] * len(k) + keys
+        return (
+            F.embedding(tokens[:, [at]], resid[at]),
+            F.embedding(pairs, scores.flatten(0, 1)).transpose(1, 2).unsqueeze(2),
+            F.embedding(keys, v.flatten(1)).unflatten(-1, (self.n_heads, self.d_head)),
+        )
+
+    # --- small things -----------------------------------------------------------------------------------------------
+
+    @property
+    def _scale(self) -> float:
+        return math.sqrt(self.d_head) if self.spec.attn_scale is None else self.spec.attn_scale
+
+    def _bias(self, name: str, layer: int) -> Tensor | None:
+        b = getattr(self, f"b_{name}")
+        return None if b is None else b[layer]
+
+    def _check_tokens(self, tokens: Tensor) -> None:
+        require(
+            tokens.ndim == 2 and not tokens.is_floating_point(),
+            f"tokens of shape {tuple(tokens.shape)} and {tokens.dtype} arrived; expected integers [batch, pos]",
+        )
+        require(
+            tokens.shape[1] <= self.n_ctx,
+            f"{tokens.shape[1]} positions arrived; this model was made for n_ctx={self.n_ctx}",
+        )
+
+    def example_input(self) -> Tensor:
+        return torch.zeros(1, self.n_ctx, dtype=torch.long, device=self.W_E.device)
+
+    def __repr__(self) -> str:
+        s = self.spec
+        mlp = f"d_mlp {s.d_mlp} {s.act}" if s.d_mlp else "attention only"
+        return (
+            f"Transformer({s.n_layers} layer{'s' * (s.n_layers > 1)}, {s.n_heads} heads x {s.d_head}, "
+            f"d_model {s.d_model}, {mlp}, norm {s.norm}, {s.positions} positions, {s.attention}; "
+            f"d_vocab {self.d_vocab}, n_ctx {self.n_ctx}, d_out {self.d_out}; {self.n_params():,} parameters)"
+        )
+
+
+def affine(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """x @ W + b for x [..., in]. Flattened to one matrix product: torch batches it over leading axes otherwise."""
+    flat = x.flatten(0, -2)
+    out = flat @ W if b is None else torch.addmm(b, flat, W)
+    return out.unflatten(0, x.shape[:-1])
+
+
+def per_head(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
+    """x [batch, pos, d_model], or one copy per head, times W [head, d_model, d_head] -> [batch, pos, head, d_head]."""
+    if x.ndim == 4:
+        out = torch.einsum("bphd,hde->bphe", x, W)
+        return out if b is None else out + b
+    joined = affine(x, W.transpose(0, 1).flatten(1), None if b is None else b.flatten())
+    return joined.unflatten(-1, (W.shape[0], W.shape[2]))
+
+
+def causal_mask(n: int, device=None) -> Tensor:
+    """[query, key], True where the key is later than the query."""
+    return torch.ones(n, n, dtype=torch.bool, device=device).triu(1)
+
+
+def sinusoids(n_ctx: int, d_model: int, dtype: torch.dtype) -> Tensor:
+    """Vaswani et al. 2017, section 3.5: even columns sin(pos / 10000^(i/d)), odd columns cos. [n_ctx, d_model]."""
+    angle = torch.arange(n_ctx).double()[:, None] / 10000 ** (torch.arange(0, d_model, 2).double() / d_model)
+    return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :d_model].to(dtype)
+
+
+def rotate(x: Tensor, base: float) -> Tensor:
+    """Rotary positions (Su et al. 2021, eq. 34), halves paired: (x_i, x_{i+e/2}) turns by pos / base^(2i/e).
+
+    x [batch, pos, head, d_head]. Scores then depend on the difference of positions alone.
+    """
+    pos, half = x.shape[1], x.shape[-1] // 2
+    theta = torch.arange(pos, device=x.device).double()[:, None] / base ** (
+        torch.arange(half, device=x.device).double() / half
+    )
+    cos, sin = theta.cos().to(x.dtype)[:, None], theta.sin().to(x.dtype)[:, None]  # [pos, 1, half]
+    left, right = x[..., :half], x[..., half:]
+    return torch.cat([left * cos - right * sin, right * cos + left * sin], -1)
