@@ -1,0 +1,39 @@
+"""toylab: a laboratory for models small enough to be understood completely.
+
+import toylab
+run = toylab.Run.open("runs/demo/seed=0")
+
+Names are imported when first used, so `import toylab` and the command line start at once.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toylab.experiment import Experiment
+    from toylab.runs import Run, RunGroup
+    from toylab.snapshot import Labelled, Snapshot
+    from toylab.train import train
+
+_HOMES = {
+    "Run": "toylab.runs",
+    "RunGroup": "toylab.runs",
+    "Snapshot": "toylab.snapshot",
+    "Labelled": "toylab.snapshot",
+    "Experiment": "toylab.experiment",
+    "train": "toylab.train",
+}
+__all__ = ["Experiment", "Labelled", "Run", "RunGroup", "Snapshot", "train"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'toylab' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    home = import_module(_HOMES[name])
+    value = getattr(home, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -62,9 +62,7 @@ class Batch:
 
     def to(self, device: str | torch.device) -> Batch:
         weight = None if self.weight is None else self.weight.to(device)
-        return dataclasses.replace(
-            self, inputs=self.inputs.to(device), targets=self.targets.to(device), weight=weight
-        )
+        return dataclasses.replace(self, inputs=self.inputs.to(device), targets=self.targets.to(device), weight=weight)
 
     def __repr__(self) -> str:
         read = "every position" if self.read is None else f"position {', '.join(map(str, self.read))}"

@@ -247,9 +247,7 @@ class Edit(Tap):
         if not self.fired:
             warnings.warn(HookWarning(f"the hook at {names} never fired"), stacklevel=4)
         elif self.returned and not self.changed:
-            warnings.warn(
-                HookWarning(f"the hook at {names} fired {self.fired}x but changed nothing"), stacklevel=4
-            )
+            warnings.warn(HookWarning(f"the hook at {names} fired {self.fired}x but changed nothing"), stacklevel=4)
 
 
 # --- Caches --------------------------------------------------------------------------------------------------------
@@ -272,8 +270,7 @@ class Cache(Mapping[str, Tensor]):
         full = self._full(key)
         if full not in self.tensors:
             raise UserError(
-                f"{full} was not cached; this cache holds {', '.join(self.tensors)}"
-                f"{did_you_mean(full, self.tensors)}"
+                f"{full} was not cached; this cache holds {', '.join(self.tensors)}{did_you_mean(full, self.tensors)}"
             )
         return self.tensors[full]
 
@@ -295,8 +292,7 @@ class Cache(Mapping[str, Tensor]):
     def __repr__(self) -> str:
         size = sum(t.numel() * t.element_size() for t in self.tensors.values())
         lines = [
-            f"  {name:32} {tuple(t.shape)!s:20} [{SITES[site_of(name)[0]].axes}]"
-            for name, t in self.tensors.items()
+            f"  {name:32} {tuple(t.shape)!s:20} [{SITES[site_of(name)[0]].axes}]" for name, t in self.tensors.items()
         ]
         return "\n".join([f"Cache of {len(self)} sites, {size / 1e6:.1f} MB", *lines])
 
@@ -399,9 +395,7 @@ class Tapped(nn.Module):
         tensors = record.tensors
         if pos_slice is not None:
             tensors = {
-                name: t[:, :, pos_slice]
-                if site_of(name)[0] in ("attn_scores", "pattern")
-                else t[:, pos_slice]
+                name: t[:, :, pos_slice] if site_of(name)[0] in ("attn_scores", "pattern") else t[:, pos_slice]
                 for name, t in tensors.items()
             }
         if remove_batch_dim:

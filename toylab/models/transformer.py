@@ -27,9 +27,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "gelu": F.gelu,
     "silu": F.silu,
-    "solu": lambda x: (
-        x * x.softmax(-1)
-    ),  # Elhage et al. 2022, Softmax Linear Units; without their extra LayerNorm
+    "solu": lambda x: x * x.softmax(-1),  # Elhage et al. 2022, Softmax Linear Units; without their extra LayerNorm
     "quadratic": lambda x: x * x,
     "identity": lambda x: x,
 }
@@ -113,9 +111,7 @@ class Transformer(Tapped):
         self.spec, self.d_vocab, self.n_ctx, self.d_out = spec, d_vocab, n_ctx, d_out
         self.n_layers, self.n_heads, self.d_model = spec.n_layers, spec.n_heads, spec.d_model
         self.d_head, self.d_mlp = spec.d_head, spec.d_mlp
-        require(
-            not spec.tied or d_out <= d_vocab, f"tied unembedding: d_out={d_out} exceeds d_vocab={d_vocab}"
-        )
+        require(not spec.tied or d_out <= d_vocab, f"tied unembedding: d_out={d_out} exceeds d_vocab={d_vocab}")
 
         L, H, D, E, M = spec.n_layers, spec.n_heads, spec.d_model, spec.d_head, spec.d_mlp
         shapes: dict[str, tuple[int, ...]] = {"W_E": (d_vocab, D)}
@@ -128,9 +124,7 @@ class Transformer(Tapped):
             bias_shapes |= {"in": (L, M), "out": (L, D)}
         if not spec.tied:
             shapes["W_U"] = (D, d_out)
-        shapes |= {
-            f"b_{name}": bias_shapes[name] for name in BIASES if name in spec.biases and name in bias_shapes
-        }
+        shapes |= {f"b_{name}": bias_shapes[name] for name in BIASES if name in spec.biases and name in bias_shapes}
         if spec.norm in ("LN", "RMS"):
             for norm in ("ln1", "ln2", "ln_final") if M else ("ln1", "ln_final"):
                 size = (D,) if norm == "ln_final" else (L, D)
@@ -163,9 +157,7 @@ class Transformer(Tapped):
 
     # --- the definition ---------------------------------------------------------------------------------------------
 
-    def forward(
-        self, tokens: Int[Tensor, "batch pos"], tap: Tap = no_tap
-    ) -> Float[Tensor, "batch pos d_out"]:
+    def forward(self, tokens: Int[Tensor, "batch pos"], tap: Tap = no_tap) -> Float[Tensor, "batch pos d_out"]:
         """Logits at every position."""
         self._check_tokens(tokens)
         resid = self._embed(tokens, tap)
@@ -255,8 +247,7 @@ class Transformer(Tapped):
         # The shared scale and normalized sites still pass, so reading them does not depend on who else is reading.
         self.norm("ln1", layer, resid, tap)
         return [
-            self.norm("ln1", layer, tap(name, layer, copies) if tap.wants(name, layer) else copies)
-            for name in names
+            self.norm("ln1", layer, tap(name, layer, copies) if tap.wants(name, layer) else copies) for name in names
         ]
 
     # --- the fast path ----------------------------------------------------------------------------------------------
@@ -287,9 +278,7 @@ class Transformer(Tapped):
             z = (pattern.squeeze(2).transpose(1, 2).unsqueeze(-1) * v).sum(1, keepdim=True)
         else:
             z = torch.einsum("bhqk,bkhe->bqhe", pattern, v)
-        attn_out = affine(
-            tap("z", layer, z).flatten(2), self.W_O[layer].flatten(0, 1), self._bias("O", layer)
-        )
+        attn_out = affine(tap("z", layer, z).flatten(2), self.W_O[layer].flatten(0, 1), self._bias("O", layer))
         resid = resid + tap("attn_out", layer, attn_out)
         if self.d_mlp:
             resid = tap("resid_mid", layer, resid)

@@ -83,9 +83,7 @@ class ModularArithmetic:
         one_of("operation", self.operation, OPERATIONS)
         one_of("format", self.format, FORMATS)
         one_of("labels", self.labels, ("true", "shuffled"))
-        require(
-            0 < self.frac_train < 1, f"frac_train={self.frac_train} is outside (0, 1); the paper's is 0.3"
-        )
+        require(0 < self.frac_train < 1, f"frac_train={self.frac_train} is outside (0, 1); the paper's is 0.3")
         require(0 <= self.label_noise < 1, f"label_noise={self.label_noise} is outside [0, 1)")
         require(self.n_operands >= 2, f"n_operands={self.n_operands}: at least 2")
         if self.n_operands > 2 and self.operation not in FOLDABLE:
@@ -94,9 +92,7 @@ class ModularArithmetic:
             )
         if self.operation in DIVISIONS and not is_prime(self.p):
             near = next(q for d in range(self.p) for q in (self.p + d, self.p - d) if is_prime(q))
-            raise UserError(
-                f"{self.operation} needs a prime modulus and p={self.p} is composite; try p={near}"
-            )
+            raise UserError(f"{self.operation} needs a prime modulus and p={self.p} is composite; try p={near}")
         require(
             self.p**self.n_operands <= MAX_ROWS,
             f"p^k = {self.p}^{self.n_operands} is more than {MAX_ROWS:,} rows; take a smaller p or fewer operands",
@@ -114,9 +110,7 @@ class ModularArithmetic:
 
     @property
     def n_ctx(self) -> int:
-        return {"a b =": self.n_operands + 1, "a b": self.n_operands, "a o b =": 2 * self.n_operands}[
-            self.format
-        ]
+        return {"a b =": self.n_operands + 1, "a b": self.n_operands, "a o b =": 2 * self.n_operands}[self.format]
 
     @property
     def d_out(self) -> int:
@@ -199,9 +193,7 @@ class ModularArithmetic:
         """The operands a, b, ... from the position where each is seen, and `answer` from the last operand on."""
         operands = self.decode(inputs)
         classes = tuple(map(str, range(self.p)))
-        columns = dict(zip(ascii_lowercase, operands.unbind(1), strict=False)) | {
-            "answer": self.answer(operands)
-        }
+        columns = dict(zip(ascii_lowercase, operands.unbind(1), strict=False)) | {"answer": self.answer(operands)}
         seen = [*self.operand_positions, self.operand_positions[-1]]
         position = torch.arange(inputs.shape[1])
         return {

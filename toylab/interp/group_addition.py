@@ -1,0 +1,447 @@
+"""How a network adds in an abelian group: neurons, neuron-logit map and logits, in the directions a + b.
+
+Tables hold every pair once, row a*n + b, the last axis a neuron or an output c. In the trained network (Nanda et al.
+2023) the embedding gives cos w_k a and sin w_k a, neurons multiply them, and the logits are about
+sum_k cos w_k(a + b - c), w_k = 2 pi k / n.
+
+1. Sum a table over the pairs with a + b = s (one pass): what is left is a function of s. Its 1-D transform holds the
+   coefficients of the unit vectors cos w_k(a + b) sqrt(2)/n and sin w_k(a + b) sqrt(2)/n, for ALL k (`sum_components`).
+2. Keep some frequencies (`restricted_logits`), remove some (`excluded_logits`), or remove each in turn and score all
+   of these together (`exclusion_losses`): subtracting a function of (s, c) inside a softmax is a product of
+   exponentials, so all the partition functions are one batched matrix product.
+3. Neurons likewise: sums over b, over a, over a + b and over a - b span everything with both indices in
+   {0, cos k, sin k}, so no 2-D transform is needed (`neuron_frequencies`).
+4. `trig_fit`: the logits on cos w_k(a + b - c). `neuron_logit_map`: W_L = W_out W_U on its key directions.
+5. `distance_irrelevance`, `gradient_symmetricity`, `circularity`: clock or pizza (Zhong et al. 2023, arXiv 2306.17844).
+
+Came from: fourier.py, which also says what a `group`, a `row` and a `freq` axis are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from math import prod, sqrt
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from toylab.errors import require
+from toylab.interp.fourier import (
+    Group,
+    fold,
+    fourier_basis,
+    freq_mask,
+    group_differences,
+    group_name,
+    group_sums,
+    power_by_frequency,
+    transform,
+)
+
+# --- Sums over a + b -------------------------------------------------------------------------------------------------
+
+
+def sum_components(table: Float[Tensor, "*batch pair c"], group: Group) -> Float[Tensor, "*batch row c"]:
+    """Coefficients of a table on the unit vectors that depend on a + b alone, for every frequency at once.
+
+    Row r: sum_{a,b} basis[r, a + b] table[a, b] / sqrt(n). The pairs with the same a + b are summed first, then
+    transformed: n^2 additions and an n x n product per column, instead of two n^2 projections per frequency.
+    Rows and not [freq, 2], so that frequencies without a sine (even n) need no padding.
+    Source: Nanda et al. 2023, section 5.1. Exact for any table.
+    """
+    return transform(_sum_pairs(table, _pairs_by_sum(group), group), group, -2)
+
+
+def sum_part(
+    components: Float[Tensor, "*batch row c"], freqs: Iterable[int], group: Group
+) -> Float[Tensor, "*batch n c"]:
+    """The part of a table at these frequencies of a + b, as a function of s = a + b. 0 is the mean over pairs."""
+    basis = fourier_basis(group)
+    rows = freq_mask(freqs, group)[basis.freq_index].nonzero().squeeze(1)
+    waves = basis.matrix[rows].to(components) / sqrt(prod(group))
+    return torch.einsum("rs,...rc->...sc", waves, components[..., rows, :])
+
+
+def restricted_logits(
+    logits: Float[Tensor, "*batch pair c"], freqs: Iterable[int], group: Group, bias_correction: bool = True
+) -> Float[Tensor, "*batch pair c"]:
+    """Keep only cos w_k(a + b) and sin w_k(a + b) of the logits at these frequencies (0 is not given).
+
+    bias_correction adds back each output's mean over all pairs, as in the paper's restricted loss; without it the
+    loss is another number, usually a worse one. Source: Nanda et al. 2023, section 5.1. Exact: logits that are a sum
+    of cos w_k(a + b - c) over these k come back unchanged.
+    """
+    freqs = [*freqs]
+    require(0 not in freqs, "frequency 0 is the mean over pairs; bias_correction decides about it")
+    part = sum_part(sum_components(logits, group), [0, *freqs] if bias_correction else freqs, group)
+    return part[..., group_sums(group).flatten().to(part.device), :]
+
+
+def excluded_logits(
+    logits: Float[Tensor, "*batch pair c"], freqs: Iterable[int], group: Group
+) -> Float[Tensor, "*batch pair c"]:
+    """The logits without cos w_k(a + b) and sin w_k(a + b) at these frequencies; no bias correction.
+
+    Restricted (without bias correction) + excluded = logits. Its cross-entropy on the *training* pairs is the
+    paper's excluded loss. Source: Nanda et al. 2023, section 5.1.
+    """
+    return logits - restricted_logits(logits, freqs, group, bias_correction=False)
+
+
+def exclusion_losses(
+    logits: Float[Tensor, "*batch pair c"],
+    targets: Int[Tensor, " pair"],
+    group: Group,
+    weight: Float[Tensor, " pair"] | None = None,
+) -> Float[Tensor, "*batch freq"]:
+    """Cross-entropy (nats) after removing each frequency of a + b alone, for all frequencies together, in float64.
+
+    Entry k: mean over pairs (by `weight`: 1 on the training pairs for the excluded loss) of the loss of
+    excluded_logits(logits, [k]); entry 0 removes each output's mean. What is removed, R_k(s, c), depends on s = a + b,
+    so the partition function is sum_c exp(L[a, b, c]) exp(-R_k[s, c]): for each s a product of [a, c] and [c, k].
+    """
+    n, basis = prod(group), fourier_basis(group)
+    logits = logits.double()
+    components = sum_components(logits, group)
+    waves = basis.matrix.to(logits) / sqrt(n)
+    removed = fold(torch.einsum("rs,...rc->...rsc", waves, components), group, -3)  # [..., freq, s, c]
+
+    order = _pairs_by_sum(group).to(logits.device)  # [s, a]
+    weight = torch.ones(n * n) if weight is None else weight
+    weight = (weight.to(logits) / weight.sum())[order]
+    target = targets[order]  # [s, a]
+    by_sum = logits[..., order, :]  # [..., s, a, c]
+    high, low = by_sum.amax(-1), removed.amin(-1)
+    # The largest logit alone keeps the sum above exp(-spread of R); past 600 it could leave float64's range.
+    if (removed.amax(-1) - low).max() > 600:
+        return _exclusion_losses_in_turn(logits, targets, removed, weight.flatten(), order.flatten(), group)
+    partition = torch.einsum(
+        "...sac,...ksc->...ska", (by_sum - high[..., None]).exp_(), (low[..., None] - removed).exp_()
+    )
+    log_partition = partition.log_() + high[..., :, None, :] - low.transpose(-1, -2)[..., None]
+    right = by_sum.gather(-1, target.expand(by_sum.shape[:-1])[..., None])[..., 0]  # [..., s, a]
+    right_removed = removed.gather(-1, target.expand(*removed.shape[:-1], n))  # [..., freq, s, a]
+    return torch.einsum("sa,...ska->...k", weight, log_partition - right[..., :, None, :]) + torch.einsum(
+        "sa,...ksa->...k", weight, right_removed
+    )
+
+
+def _exclusion_losses_in_turn(logits, targets, removed, weight, order, group) -> Tensor:
+    """The same, one frequency after another: the definition, and the way for logits hundreds of nats wide."""
+    sums = group_sums(group).flatten().to(logits.device)
+    losses = []
+    for part in removed.unbind(-3):
+        log_probs = (logits - part[..., sums, :]).log_softmax(-1)
+        right = log_probs.gather(-1, targets.expand(log_probs.shape[:-1])[..., None])[..., 0]
+        losses.append(-(right[..., order] * weight).sum(-1))
+    return torch.stack(losses, -1)
+
+
+def _sum_pairs(table: Tensor, pairs: Tensor, group: Group) -> Tensor:
+    """Sum a table [..., pair, c] over rows of pair numbers [s, n], divided by sqrt(n): [..., s, c]."""
+    n = prod(group)
+    require(
+        table.ndim >= 2 and table.shape[-2] == n * n,
+        f"a table of shape {tuple(table.shape)} arrived; expected [..., {n * n} pairs, columns] for {group_name(group)}",
+    )
+    flat = table.reshape(-1, table.shape[-1])
+    offset = torch.arange(len(flat) // n**2, device=table.device)[:, None, None] * n**2
+    # embedding_bag adds rows where they lie; indexing would first copy the whole table.
+    sums = F.embedding_bag((pairs.to(table.device) + offset).flatten(0, 1), flat, mode="sum")
+    return sums.reshape(*table.shape[:-2], len(pairs), table.shape[-1]) / sqrt(n)
+
+
+def _pairs_by_sum(group: Group) -> Int[Tensor, "s a"]:
+    """The number of the pair (a, s - a)."""
+    n = prod(group)
+    return torch.arange(n) * n + group_differences(group)
+
+
+def _pairs_by_difference(group: Group) -> Int[Tensor, "d b"]:
+    """The number of the pair (d + b, b)."""
+    n = prod(group)
+    return group_sums(group) * n + torch.arange(n)
+
+
+# --- Logits as sums of cos w_k(a + b - c) ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class TrigFit:
+    """logits = sum_k cos_k cos w_k(a + b - c) + sin_k sin w_k(a + b - c) + rest; the fit is an orthogonal projection.
+
+    cos, sin: [..., freq], in logits. Entry 0: the mean of all logits.
+    energy:   [..., freq], the squared length of that part of the table; what `key_frequencies` asks for, with dof=2.
+    fve:      [...], share of the logits (centred over c, which a softmax cannot see) in the cosines of all k > 0.
+    total:    [...], squared length of the centred logits.
+    """
+
+    cos: Float[Tensor, "*batch freq"]
+    sin: Float[Tensor, "*batch freq"]
+    energy: Float[Tensor, "*batch freq"]
+    fve: Float[Tensor, "*batch"]
+    total: Float[Tensor, "*batch"]
+
+    def fve_of(self, mask: Tensor) -> Float[Tensor, "*batch"]:
+        """Share of the centred logits in the cosines of these frequencies (a mask over `freq`)."""
+        in_cos = self.energy * self.cos**2 / (self.cos**2 + self.sin**2).clamp_min(torch.finfo(self.cos.dtype).tiny)
+        return _ratio((in_cos * mask)[..., 1:].sum(-1), self.total)
+
+
+def trig_fit(logits: Float[Tensor, "*batch pair c"], group: Group) -> TrigFit:
+    """Project the logits on cos and sin of w_k(a + b - c) for every k.
+
+    alpha_k = <L, u_k>, u_k = cos w_k(a + b - c) with unit length over the n^3 cube. In the sum directions
+    sqrt(2) u_k = cos w_k(a+b) cos w_k c + sin w_k(a+b) sin w_k c, each factor a unit vector.
+    Source: Nanda et al. 2023, section 4.2 and appendix. Exact: logits that are such a sum give their coefficients
+    back and FVE 1. Raises UserError when there is not one output per element.
+    """
+    n, basis = prod(group), fourier_basis(group)
+    require(
+        logits.shape[-1] == n,
+        f"{logits.shape[-1]} outputs arrived; {group_name(group)} has {n} elements (drop the columns of other tokens)",
+    )
+    rows, has_sine = basis.rows.to(logits.device), basis.has_sine.to(logits.device)
+    on_cos, on_sin = sum_components(logits, group)[..., rows, :].unbind(-2)  # [..., freq, c]
+    cos_c, sin_c = basis.matrix.to(logits)[rows].unbind(1)
+
+    def dot(x: Tensor, y: Tensor) -> Tensor:
+        return torch.einsum("...fc,fc->...f", x, y)
+
+    alpha = torch.where(has_sine, (dot(on_cos, cos_c) + dot(on_sin, sin_c)) / sqrt(2), dot(on_cos, cos_c))
+    beta = torch.where(has_sine, (dot(on_sin, cos_c) - dot(on_cos, sin_c)) / sqrt(2), 0)
+    total = (logits - logits.mean(-1, keepdim=True)).pow(2).sum((-1, -2))
+    unit = torch.where(has_sine, 2.0, 1.0).to(logits).sqrt() / n**1.5  # u_k = unit * cos w_k(a + b - c)
+    return TrigFit(
+        cos=alpha * unit,
+        sin=beta * unit,
+        energy=alpha**2 + beta**2,
+        fve=_ratio(alpha[..., 1:].pow(2).sum(-1), total),
+        total=total,
+    )
+
+
+# --- Neurons ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronFrequencies:
+    """The frequency of each neuron and how its variance over pairs divides. Shapes [..., d_mlp].
+
+    freq:     the frequency with the largest share; 0 for a neuron that is constant.
+    frac:     its share: all nine products with both indices in {0, cos k, sin k} (the paper's fraction explained).
+    frac_sum: the same without the a - b part: linear + sum (the 7-term fit).
+    linear, sum, diff: the share of cos and sin of w a and w b; of w(a + b); of w(a - b). They add up to `frac`.
+    phase_a, phase_b, phase_sum, phase_diff: phi in cos(w a + phi), cos(w b + phi), cos(w(a + b) + phi) and
+              cos(w(a - b) + phi), in (-pi, pi]; without meaning where that share is 0.
+    by_freq:  [..., freq, d_mlp], the share of every frequency.
+    """
+
+    freq: Int[Tensor, "*batch m"]
+    frac: Float[Tensor, "*batch m"]
+    frac_sum: Float[Tensor, "*batch m"]
+    linear: Float[Tensor, "*batch m"]
+    sum: Float[Tensor, "*batch m"]
+    diff: Float[Tensor, "*batch m"]
+    phase_a: Float[Tensor, "*batch m"]
+    phase_b: Float[Tensor, "*batch m"]
+    phase_sum: Float[Tensor, "*batch m"]
+    phase_diff: Float[Tensor, "*batch m"]
+    by_freq: Float[Tensor, "*batch freq m"]
+
+
+def neuron_frequencies(post: Float[Tensor, "*batch pair m"], group: Group) -> NeuronFrequencies:
+    """Dominant frequency, fraction explained and phases of neurons over all pairs; each neuron's mean is removed.
+
+    The four sums of the table over b, a, the pairs with equal a + b, and with equal a - b, transformed, are its
+    coefficients on orthonormal vectors that span the nine products (cos cos and sin sin are the half sum and half
+    difference of cos w(a - b) and cos w(a + b)). A frequency without a sine has a + b and a - b in one direction,
+    counted as sum. Source: Nanda et al. 2023, section 4.1; clusters there have frac >= .85.
+    Exact: relu(cos w a + cos w b) has frac .962 = .745 linear + .109 sum + .109 diff at p = 113, for any phase, and
+    (cos w a + cos w b)^2 has .8 = 0 + .4 + .4 (its squares sit at 2w).
+    """
+    n, basis = prod(group), fourier_basis(group)
+    of_sum, of_diff = (_sum_pairs(post, pairs(group), group) for pairs in (_pairs_by_sum, _pairs_by_difference))
+    table = post.unflatten(-2, (n, n))
+    sums = torch.stack([of_sum, of_diff, table.sum(-2) / sqrt(n), table.sum(-3) / sqrt(n)], -3)
+    coefficients = transform(sums, group, -2)  # [..., part, row, m]; parts: sum, difference, a, b
+    has_sine = basis.has_sine.to(post.device)
+    energy = fold(coefficients**2, group, -2)
+    energy[..., 1, :, :] *= has_sine[:, None]
+    energy[..., 0, :] = 0
+    total = post.var(-2, correction=0) * n**2
+    # Rounding leaves a constant neuron with a little variance; it has no frequency.
+    size = post.abs().amax(-2)
+    alive = total > (n * 4 * torch.finfo(post.dtype).eps * size) ** 2
+    shares = torch.where(alive[..., None, None, :], energy / total.clamp_min(torch.finfo(post.dtype).tiny)[..., None, None, :], 0)
+    by_freq = shares.sum(-3)
+    best = by_freq.argmax(-2)  # [..., m]
+    at = best[..., None, None, :].expand(*shares.shape[:-2], 1, shares.shape[-1])
+    of_sum, of_diff, of_a, of_b = shares.gather(-2, at).squeeze(-2).unbind(-2)
+
+    rows = basis.rows.to(post.device)[best]  # [..., m, 2]
+    cos, sin = (coefficients.gather(-2, rows[..., i][..., None, None, :].expand_as(at)).squeeze(-2) for i in range(2))
+    phase_sum, phase_diff, phase_a, phase_b = torch.atan2(-sin * has_sine[best][..., None, :], cos).unbind(-2)
+    return NeuronFrequencies(
+        freq=torch.tensor(basis.freqs, device=post.device)[best] * alive,
+        frac=of_sum + of_diff + of_a + of_b,
+        frac_sum=of_sum + of_a + of_b,
+        linear=of_a + of_b,
+        sum=of_sum,
+        diff=of_diff,
+        phase_a=phase_a,
+        phase_b=phase_b,
+        phase_sum=phase_sum,
+        phase_diff=phase_diff,
+        by_freq=by_freq,
+    )
+
+
+def neuron_clusters(neurons: NeuronFrequencies, threshold: float = 0.85, min_size: int = 5) -> dict[int, Tensor]:
+    """Frequency -> numbers of the neurons it explains to at least `threshold`; smaller clusters are left out.
+
+    The paper's code takes every frequency that is some neuron's largest; asking for a few well-explained neurons
+    keeps chance ones out. For one table of neurons (no batch axes).
+    """
+    require(neurons.freq.ndim == 1, f"neurons of shape {tuple(neurons.freq.shape)}: index one checkpoint first")
+    clear = (neurons.frac >= threshold) & (neurons.freq > 0)
+    members = {int(k): (clear & (neurons.freq == k)).nonzero().squeeze(1) for k in neurons.freq[clear].unique()}
+    return {k: of_k for k, of_k in members.items() if len(of_k) >= min_size}
+
+
+# --- From neurons to logits ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class NeuronLogitMap:
+    """W_L = W_out W_U [d_mlp, c] as sum over key rows of (direction in neurons) x (wave over c), plus a rest.
+
+    norms:      [..., row], length of W_L along each Fourier row of the output.
+    directions: [..., key row, d_mlp], u_k (cosine rows) and v_k (sine rows); `labels` names them.
+    residual:   [...], share of |W_L|^2 outside the key rows.
+    rank_energy: [...], share of |W_L|^2 in its largest singular values, as many as there are key rows.
+    """
+
+    norms: Float[Tensor, "*batch row"]
+    directions: Float[Tensor, "*batch key m"]
+    labels: tuple[str, ...]
+    residual: Float[Tensor, "*batch"]
+    rank_energy: Float[Tensor, "*batch"]
+
+
+def neuron_logit_map(W_L: Float[Tensor, "*batch m c"], freqs: Iterable[int], group: Group) -> NeuronLogitMap:
+    """The neuron-logit map on the waves of these frequencies. Source: Nanda et al. 2023, section 4.2 (rank 10).
+
+    An output-constant part of W_L counts as residual, although a softmax cannot see it.
+    """
+    basis = fourier_basis(group)
+    coefficients = transform(W_L, group, -1)
+    norms = coefficients.norm(dim=-2)
+    rows = freq_mask(freqs, group)[basis.freq_index].nonzero().squeeze(1)
+    total = norms.pow(2).sum(-1)
+    largest = torch.linalg.svdvals(W_L)[..., : len(rows)]
+    return NeuronLogitMap(
+        norms=norms,
+        directions=coefficients[..., rows].transpose(-1, -2),
+        labels=tuple(basis.labels[r] for r in rows.tolist()),
+        residual=1 - _ratio(norms[..., rows].pow(2).sum(-1), total),
+        rank_energy=_ratio(largest.pow(2).sum(-1), total),
+    )
+
+
+def direction_fve(
+    post: Float[Tensor, "*batch pair m"], W_L: Float[Tensor, "*batch m c"], freqs: Iterable[int], group: Group
+) -> Float[Tensor, "*batch key"]:
+    """How much of the neurons read along u_k is cos w_k(a + b), and along v_k sin w_k(a + b); key rows in basis order.
+
+    Share of the variance over pairs of N u_k in the unit vector of the same row. Nanda et al. 2023, section 4.2
+    (93-98% in the trained model). Exact: 1 for a clock, below 1 for a pizza, whose amplitude depends on a - b.
+    """
+    freqs = [*freqs]
+    rows = freq_mask(freqs, group)[fourier_basis(group).freq_index].nonzero().squeeze(1)
+    directions = neuron_logit_map(W_L, freqs, group).directions
+    read = torch.einsum("...xm,...km->...xk", post, directions)
+    on_wave = sum_components(read, group)[..., rows, :].diagonal(dim1=-2, dim2=-1)
+    return _ratio(on_wave**2, read.var(-2, correction=0) * len(group_sums(group)) ** 2)
+
+
+def split_by_directions(
+    x: Float[Tensor, "*batch pair m"], directions: Float[Tensor, "*batch key m"]
+) -> tuple[Tensor, Tensor]:
+    """(x projected on the span of the directions, the rest). To ablate neurons outside or inside the key span."""
+    span = torch.linalg.qr(directions.transpose(-1, -2)).Q
+    inside = x @ span @ span.transpose(-1, -2)
+    return inside, x - inside
+
+
+def attention_wave(log_odds: Float[Tensor, "*batch pair"], group: Group) -> tuple[Tensor, Tensor]:
+    """(frequency [...], share [...]) of the score that decides between the two operands.
+
+    log_odds: score of key a minus score of key b from the read position, s(a) - s'(b) in a softmax over tokens. The
+    mean over b leaves s up to a constant; its largest frequency and that frequency's share of the variance come back.
+    Nanda et al. 2023, section 4.1: each head's attention follows one frequency.
+    """
+    n = prod(group)
+    power = power_by_frequency(log_odds.unflatten(-1, (n, n)).mean(-1), group, -1)
+    best = power[..., 1:].argmax(-1) + 1
+    freqs = torch.tensor(fourier_basis(group).freqs, device=power.device)
+    return freqs[best], _ratio(power.gather(-1, best[..., None])[..., 0], power[..., 1:].sum(-1))
+
+
+# --- Clock or pizza --------------------------------------------------------------------------------------------------
+
+
+def distance_irrelevance(correct: Float[Tensor, "*batch pair"], group: Group) -> Float[Tensor, "*batch"]:
+    """Mean over d = a - b of the spread of the correct logit at fixed d, over its spread on all pairs.
+
+    Zhong et al. 2023, section 4.2, on the correct logits Q[a, b, a + b] (their notebook). 0: the logit depends on a - b
+    alone (pizza); near 1: on anything else (clock). nan where the correct logit is constant, as in an exact clock.
+    """
+    by_difference = correct[..., _pairs_by_difference(group).to(correct.device)]
+    spread = correct.std(-1, correction=0)
+    floor = 32 * torch.finfo(correct.dtype).eps * correct.abs().amax(-1)
+    return torch.where(spread > floor, by_difference.std(-1, correction=0).mean(-1) / spread, torch.nan)
+
+
+def circularity(embedding: Float[Tensor, "*batch n d"], group: Group, n_components: int = 4) -> Float[Tensor, "*batch"]:
+    """How nearly the first principal components of an embedding are single waves over the group; 1 = circles.
+
+    Mean over components v of max_k (2/n)|sum_t v_t chi_k(t)|^2 / |v|^2, the largest frequency's share. Zhong et al.
+    2023 ask for .995 before the other two numbers are read. Components without variance are left out; nan if none is.
+    """
+    centred = embedding - embedding.mean(-2, keepdim=True)
+    components, sizes, _ = torch.linalg.svd(centred, full_matrices=False)
+    components, sizes = components[..., :n_components], sizes[..., :n_components]
+    share = power_by_frequency(components, group, -2)[..., 1:, :].amax(-2)
+    real = sizes > 1e-6 * sizes[..., :1]
+    return (share * real).sum(-1) / real.sum(-1)
+
+
+def gradient_symmetricity(
+    logits_of: Callable[[Tensor], Tensor],
+    embedding: Float[Tensor, "n d"],
+    triples: Int[Tensor, "triple three"],
+) -> Float[Tensor, ""]:
+    """Mean cosine between the gradients of logit c with respect to the embedded a and the embedded b.
+
+    logits_of takes embedded operands [triple, 2, d] and gives logits [triple, c]. Zhong et al. 2023, section 4.2, with
+    100 random triples (a, b, c). 1: the network uses E_a + E_b only (pizza). An exact clock gives cos w(a - b) for
+    one frequency: 0 on average. Triples where a gradient vanishes are left out; nan if none is left.
+    """
+    a, b, c = triples.unbind(1)
+    inputs = embedding.detach()[torch.stack([a, b], 1)].requires_grad_()
+    with torch.enable_grad():
+        chosen = logits_of(inputs).gather(-1, c[:, None]).sum()
+        (gradient,) = torch.autograd.grad(chosen, inputs)
+    of_a, of_b = gradient.unbind(1)
+    sizes = of_a.norm(dim=-1) * of_b.norm(dim=-1)
+    alive = sizes > 0
+    return ((of_a * of_b).sum(-1)[alive] / sizes[alive]).mean()
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    """part / whole, 0 where whole is 0."""
+    return torch.where(whole > 0, part / whole.clamp_min(torch.finfo(whole.dtype).tiny), 0)

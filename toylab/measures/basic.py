@@ -1,0 +1,79 @@
+"""Loss, accuracy, weight norms and logit statistics: the numbers one looks at first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from toylab.snapshot import Labelled, Snapshot, Stack
+
+
+@dataclass(frozen=True)
+class Loss:
+    """{train,test,all}_loss and {train,test,all}_accuracy.
+
+    The loss is the one trained with, averaged as in training (nats for cross-entropies). Accuracy is the share of
+    asked positions whose largest output is the target; vector tasks have none. Known exactly: a model that ignores
+    its input and answers uniformly over n classes has loss log n and accuracy 1/n.
+    """
+
+    def __call__(self, snap: Snapshot) -> dict[str, float]:
+        result = {f"{name}_loss": snap.mean(snap.losses, name, importance=True) for name in snap.subsets()}
+        if not snap.batch.targets.is_floating_point():
+            right = (snap.logits.argmax(-1) == snap.batch.targets).double()
+            result |= {f"{name}_accuracy": snap.mean(right, name) for name in snap.subsets()}
+        return result
+
+
+@dataclass(frozen=True)
+class WeightNorms:
+    """weight_norm [param]: Frobenius norm of each parameter; sum_sq_weights: sum of squares over all of them.
+
+    Source: sum of squared weights, Nanda et al. 2023, figure 7. Known exactly: invariant under any orthogonal
+    change of basis of the residual stream; N(0, 1/d) weights of n entries give n/d in expectation.
+    """
+
+    def __call__(self, snap: Snapshot) -> dict[str, float | Labelled]:
+        stacked = {name: p.detach()[None] for name, p in snap.model.named_parameters()}
+        return {key: _first(value) for key, value in self._norms(stacked).items()}
+
+    def stack(self, stack: Stack) -> dict[str, Labelled]:
+        return self._norms(stack.params)
+
+    def _norms(self, params: dict[str, Tensor]) -> dict[str, Labelled]:
+        squares = torch.stack([p.double().flatten(1).square().sum(1) for p in params.values()], 1)
+        return {
+            "weight_norm": Labelled(squares.sqrt(), ("step", "param"), {"param": list(params)}),
+            "sum_sq_weights": Labelled(squares.sum(1), ("step",)),
+        }
+
+
+def _first(value: Labelled) -> float | Labelled:
+    """The single checkpoint of a stack of one."""
+    if value.dims == ("step",):
+        return float(value.values[0])
+    return Labelled(value.values[0], value.dims[1:], value.coords)
+
+
+@dataclass(frozen=True)
+class LogitStats:
+    """Of the logits centred over outputs: logit_rms, logit_max, and {train,test}_margin.
+
+    The margin is the correct logit minus the largest other, averaged over asked positions. Centring removes what
+    softmax ignores; all three scale with the logits. Known exactly: logits 0 except s on the answer, n classes:
+    margin s, rms s sqrt((n-1))/n.
+    """
+
+    def __call__(self, snap: Snapshot) -> dict[str, float]:
+        logits = snap.logits.double()
+        centred = logits - logits.mean(-1, keepdim=True)
+        result = {"logit_rms": centred.square().mean().sqrt().item(), "logit_max": centred.max().item()}
+        if not snap.batch.targets.is_floating_point():
+            targets = snap.batch.targets.unsqueeze(-1)
+            right = logits.gather(-1, targets).squeeze(-1)
+            other = logits.scatter(-1, targets, -torch.inf).amax(-1)
+            margin = right - other
+            result |= {f"{n}_margin": snap.mean(margin, n) for n in snap.subsets() if n != "all"}
+        return result

@@ -1,0 +1,422 @@
+"""train(): one loop, read top to bottom. Trainer: the state it advances, which can be saved, loaded and replayed.
+
+1. Build task, split, model, optimiser from an Experiment, each from its own named generator.
+2. At every step: evaluate if due, save a checkpoint if due, stop if the condition holds, then take one update.
+3. Killed anywhere, the same call goes on from the last state and ends with the same bits.
+
+Came from: models/transformer.py. Read next: runs.py, then interp/fourier.py.
+"""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from toylab.config import flatten
+from toylab.data import Batch, Split, generator
+from toylab.errors import UserError, require
+from toylab.experiment import Experiment, scheduled_steps
+from toylab.losses import batch_loss
+from toylab.measures.basic import Loss
+from toylab.rundir import RunDir, provenance
+from toylab.runs import Run
+from toylab.snapshot import Labelled, Snapshot
+
+Sink = Callable[[int, dict[str, float]], None]
+
+
+class Interrupted(Exception):
+    """Training was asked to stop (SIGINT, SIGTERM) and has saved its state; `signal` is the number."""
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.signal = number
+
+
+class Trainer:
+    """Model, optimiser and generators of one experiment at one step."""
+
+    def __init__(self, experiment: Experiment):
+        e = experiment
+        self.experiment = e
+        self.split = _on_device(e.task.split(e.seed), e.train.device)
+        self.model = e.model.build(e.task, generator(e.seed, "init")).to(e.train.device)
+        self.optimiser = e.optim.build(self.model)
+        self.batches = generator(e.seed, "batch")
+        self.step = 0
+        require(
+            self.split.train is not None or e.train.batch_size is not None,
+            f"{type(e.task).__name__} streams its training data: set train.batch_size",
+        )
+        n_train = None if self.split.train is None else len(self.split.train)
+        require(
+            n_train is None or e.train.batch_size is None or e.train.batch_size <= n_train,
+            f"train.batch_size={e.train.batch_size} exceeds the {n_train} training rows; null means all of them",
+        )
+        self._full = self.split.train_batch if n_train is not None and e.train.batch_size is None else None
+
+    def next_batch(self) -> Batch:
+        """The whole training set, a random subset of it, or fresh examples."""
+        if self._full is not None:
+            return self._full
+        size, split = self.experiment.train.batch_size, self.split
+        if split.train is None:
+            return self.experiment.task.sample(size, self.batches).to(self.experiment.train.device)
+        return split.all[split.train[torch.randperm(len(split.train), generator=self.batches)[:size]]]
+
+    def advance(self) -> float:
+        """One update. Returns the loss before it."""
+        e, batch = self.experiment, self.next_batch()
+        factor = e.optim.lr_factor(self.step, e.train.steps)
+        for group in self.optimiser.param_groups:
+            group["lr"] = e.optim.lr * factor
+        loss = batch_loss(e.loss, self.model(batch.inputs, read=batch.read), batch)
+        self.optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        self.optimiser.step()
+        self.step += 1
+        return loss.item()
+
+    def weights(self) -> dict[str, Tensor]:
+        return self.model.state_dict()
+
+    def snapshot(self) -> Snapshot:
+        """The live model as measures see it; it expires at the next update."""
+        return Snapshot(self.step, self.model, self.experiment.task, self.split, self.experiment.loss)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything the next update depends on, as tensors with flat names."""
+        names = [name for name, _ in self.model.named_parameters()]
+        optim = self.optimiser.state_dict()["state"]
+        return (
+            {f"model/{name}": t for name, t in self.weights().items()}
+            | {f"optim/{names[i]}/{k}": torch.as_tensor(t) for i, entry in optim.items() for k, t in entry.items()
+               if t is not None}
+            | {"rng/batch": self.batches.get_state()}
+        )  # fmt: skip
+
+    def load_state(self, step: int, tensors: dict[str, Tensor]) -> None:
+        names = [name for name, _ in self.model.named_parameters()]
+        model = {k.removeprefix("model/"): t for k, t in tensors.items() if k.startswith("model/")}
+        self.model.load_state_dict(model)
+        optim: dict[int, dict[str, Tensor]] = {}
+        for key, tensor in tensors.items():
+            if key.startswith("optim/"):
+                _, name, slot = key.split("/")
+                optim.setdefault(names.index(name), {})[slot] = tensor
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": optim, "param_groups": groups})
+        self.batches.set_state(tensors["rng/batch"])
+        self.step = step
+
+
+def train(
+    experiment: Experiment,
+    path: str | Path,
+    *,
+    overwrite: bool = False,
+    progress: bool = True,
+    sinks: tuple[Sink, ...] = (),
+) -> Run:
+    """Train into the directory `path` and return its Run; an interrupted run there goes on.
+
+    Raises UserError when the directory holds a finished run (unless overwrite), a run of other settings, or is being
+    written by somebody else; when the loss is no longer finite; when the disk is full. Raises Interrupted after
+    SIGINT or SIGTERM. In every case what was saved stays whole.
+    """
+    directory = RunDir(path)
+    with directory.lock(), resumed_threads(experiment, directory), _signals() as received:
+        trainer, record = _start(experiment, directory, overwrite)
+        session = _Session(experiment, directory, trainer, record, progress, sinks)
+        directory.write_info(status="running", **provenance(), steps=experiment.train.steps)
+        try:
+            session.loop(received)
+        finally:
+            session.close()
+    return Run.open(path)
+
+
+class _Session:
+    """The loop and what it shares: files, progress, the stop condition, the clock."""
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        directory: RunDir,
+        trainer: Trainer,
+        record: dict[str, Any],
+        progress: bool,
+        sinks: tuple[Sink, ...],
+    ):
+        self.experiment, self.directory, self.trainer = experiment, directory, trainer
+        spec = experiment.train
+        self.checkpoints = scheduled_steps(spec.checkpoints, spec.steps)
+        self.kept = set(self.checkpoints[:: spec.keep_states])
+        self.held_since: int | None = record.get("held_since")
+        self.seconds: dict[str, float] = record.get("seconds", {"train": 0.0, "measure": 0.0, "save": 0.0})
+        self.sinks = (*sinks, *([tensorboard(directory.path)] if spec.tensorboard else []))
+        self.loss = math.nan
+        self.latest: dict[str, float] = {}
+        self.bar = tqdm(
+            total=spec.steps,
+            initial=trainer.step,
+            desc=experiment.name,
+            unit="step",
+            disable=None if progress else True,
+            mininterval=0.5,
+        )
+
+    def loop(self, received: list[int]) -> None:
+        total = self.experiment.train.steps
+        while True:
+            step = self.trainer.step
+            done = step == total
+            if step % self.experiment.train.eval_every == 0 or done:
+                done = self.evaluate() or done
+            self.measure()
+            if step in self.checkpoints or done:
+                self.save(done)
+            if done:
+                return self.finish()
+            if received:
+                self.stop_early(received[0])
+            with self.clock("train"):
+                self.loss = self.trainer.advance()
+            if not math.isfinite(self.loss):
+                self.diverged(step)
+            self.bar.update()
+
+    def evaluate(self) -> bool:
+        """Losses and accuracies on the fixed splits; True when the stop condition has held long enough."""
+        with self.clock("measure"):
+            self.snap = self.trainer.snapshot()
+            values = Loss()(self.snap)
+        self.latest = values
+        self.log(values)
+        shown = {k: f"{values[k]:.3g}" for k in ("train_loss", "test_loss", "test_accuracy") if k in values}
+        self.bar.set_postfix({k.replace("_", " "): v for k, v in shown.items()})
+        stop = self.experiment.train.stop
+        if stop is None:
+            return False
+        require(stop.measure in values, f"train.stop.measure={stop.measure!r}: evaluated are {', '.join(values)}")
+        if not stop.met(values[stop.measure]):
+            self.held_since = None
+            return False
+        if self.held_since is None:
+            self.held_since = self.trainer.step
+        return self.trainer.step - self.held_since >= stop.hold
+
+    def measure(self) -> None:
+        """The experiment's measures that are due. Numbers go to the log; arrays are for run.map."""
+        step = self.trainer.step
+        due = [tracked.measure for tracked in self.experiment.measure.values() if step % tracked.every == 0]
+        if not due:
+            return
+        with self.clock("measure"):
+            snap = getattr(self, "snap", None)
+            if snap is None or snap.step != step:
+                self.snap = snap = self.trainer.snapshot()
+            values = {k: v for m in due for k, v in m(snap).items() if not isinstance(v, Labelled | Tensor)}
+        self.log(values)
+
+    def log(self, values: dict[str, float]) -> None:
+        self.directory.append_metrics(self.trainer.step, values)
+        for sink in self.sinks:
+            sink(self.trainer.step, values)
+
+    def save(self, done: bool) -> None:
+        step = self.trainer.step
+        with self.clock("save"):
+            weights = self.trainer.weights()
+            if not all(torch.isfinite(t).all() for t in weights.values()):
+                self.diverged(step)
+            if step not in self.directory.manifest():
+                self.directory.write_checkpoint(step, weights)
+            self.save_state()
+            if done:
+                self.kept.add(step)
+            self.directory.prune_states(self.kept)
+
+    def save_state(self) -> None:
+        record = {"held_since": self.held_since, "seconds": self.seconds}
+        self.directory.write_state(self.trainer.step, self.trainer.state(), record)
+
+    def finish(self) -> None:
+        why = "all steps taken" if self.trainer.step == self.experiment.train.steps else "stop condition held"
+        self.directory.write_info(
+            status="finished",
+            step=self.trainer.step,
+            reason=why,
+            seconds={k: round(v, 3) for k, v in self.seconds.items()},
+            final=self.latest,
+        )
+
+    def stop_early(self, number: int) -> None:
+        """Asked to stop: save, record, and say how to go on."""
+        self.save_state()
+        step = self.trainer.step
+        self.directory.write_info(status="interrupted", step=step)
+        raise Interrupted(
+            f"stopped by {signal.Signals(number).name} at step {step:,} of {self.experiment.train.steps:,}; "
+            f"{self.directory.path} is saved: give the same command again to go on",
+            number,
+        )
+
+    def diverged(self, step: int) -> None:
+        good = max(self.directory.state_files(), default=None)
+        self.directory.write_info(status="diverged", step=step)
+        raise UserError(
+            f"the loss is not finite at step {step:,} ({self.loss}); the last good state is step {good} in "
+            f"{self.directory.states}: try a smaller optim.lr, loss=cross_entropy (float64), or another name"
+        )
+
+    @contextmanager
+    def clock(self, kind: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.seconds[kind] += time.perf_counter() - start
+
+    def close(self) -> None:
+        self.bar.close()
+
+
+def _start(experiment: Experiment, directory: RunDir, overwrite: bool) -> tuple[Trainer, dict[str, Any]]:
+    """A fresh trainer in an empty directory, or the trainer at the last state of an unfinished run."""
+    if directory.exists() and overwrite:
+        _clear(directory)
+    if not directory.exists():
+        trainer = Trainer(experiment)  # before anything is written: a config that cannot be built leaves no run
+        directory.write_config(experiment.to_config())
+        directory.rewind(-1)
+        return trainer, {}
+    info = directory.info()
+    _same_settings(experiment, directory)
+    if info["status"] == "finished":
+        raise UserError(
+            f"{directory.path} is finished ({info['step']} steps); choose another name or pass overwrite=true"
+        )
+    if info["status"] == "diverged":
+        raise UserError(
+            f"{directory.path} diverged at step {info['step']}; change the settings under another name, "
+            "or start over with overwrite=true"
+        )
+    trainer = Trainer(experiment)
+    problems = []
+    for step in sorted(directory.state_files(), reverse=True):
+        try:
+            tensors, record = directory.read_state(step)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        directory.rewind(step)
+        trainer.load_state(step, tensors)
+        return trainer, record
+    if problems:
+        raise UserError(f"no state of {directory.path} can be read: {problems[0]}; start over with overwrite=true")
+    directory.rewind(-1)
+    return trainer, {}
+
+
+def _clear(directory: RunDir) -> None:
+    """Remove a run's own files, and nothing else that may lie beside them."""
+    import shutil
+
+    for name in ("checkpoints", "states", "derived"):
+        shutil.rmtree(directory.path / name, ignore_errors=True)
+    for name in ("run.json", "config.yaml", "manifest.jsonl", "metrics.jsonl"):
+        (directory.path / name).unlink(missing_ok=True)
+
+
+def _same_settings(experiment: Experiment, directory: RunDir) -> None:
+    """Refuse to go on under other settings than the run was started with (threads and sinks may change)."""
+    free = {"train.threads", "train.tensorboard"}
+    old, new = flatten(directory.config()), flatten(experiment.to_config())
+    changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in free]
+    if changed:
+        shown = "; ".join(f"{k} was {old.get(k)} and is now {new.get(k)}" for k in changed[:3])
+        more = f" (and {len(changed) - 3} more)" if len(changed) > 3 else ""
+        raise UserError(
+            f"{directory.path} was started with other settings: {shown}{more}; "
+            "choose another name=..., or pass overwrite=true to start over"
+        )
+
+
+@contextmanager
+def resumed_threads(experiment: Experiment, directory: RunDir) -> Iterator[None]:
+    """The stated number of torch threads, or on resuming the number the run was started with; restored after."""
+    before = torch.get_num_threads()
+    wanted = experiment.train.threads
+    if wanted is None and directory.exists():
+        wanted = directory.info().get("threads")
+    torch.set_num_threads(wanted or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """Collect SIGINT and SIGTERM instead of dying by them. A second one falls through to the usual handler."""
+    received: list[int] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    usual = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def handler(number: int, frame: FrameType | None) -> None:
+        received.append(number)
+        for n, previous in usual.items():
+            signal.signal(n, previous)
+
+    for n in usual:
+        signal.signal(n, handler)
+    try:
+        yield received
+    finally:
+        for n, previous in usual.items():
+            signal.signal(n, previous)
+
+
+def _on_device(split: Split, device: str) -> Split:
+    if device == "cpu":
+        return split
+    train = None if split.train is None else split.train.to(device)
+    return Split(split.all.to(device), train, split.test.to(device))
+
+
+def tensorboard(path: Path) -> Sink:
+    """A sink that writes TensorBoard events beside the metrics."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise UserError('train.tensorboard=true needs TensorBoard: pip install "toylab[track]"') from None
+    writer = SummaryWriter(str(path / "tensorboard"))
+
+    def sink(step: int, values: dict[str, float]) -> None:
+        for name, value in values.items():
+            writer.add_scalar(name, value, step)
+        writer.flush()
+
+    return sink
+
+
+def seconds_per_step(experiment: Experiment, steps: int = 4) -> float:
+    """Measured on a throwaway trainer, for the estimate that is printed before a run."""
+    trainer = Trainer(experiment)
+    trainer.advance()
+    start = time.perf_counter()
+    for _ in range(steps):
+        trainer.advance()
+    return (time.perf_counter() - start) / steps
