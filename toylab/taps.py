@@ -210,6 +210,7 @@ class Edit(Tap):
     fired: int = 0
     returned: int = 0
     changed: int = 0
+    points: dict[str, HookPoint] = field(default_factory=dict)
 
     def __call__(self, name, layer, value):
         full = site_name(name, layer)
@@ -218,19 +219,19 @@ class Edit(Tap):
         self.fired += 1
         # The hook gets its own copy: an in-place edit may not reach tensors that other sites share.
         given = value.clone()
-        result = self.fn(given, hook=HookPoint(full))
+        result = self.fn(given, hook=self.points.setdefault(full, HookPoint(full)))
         self.returned += result is not None
         result = given if result is None else result
         self._check(full, value, result)
-        if torch.equal(result, value):
-            return value
-        self.changed += 1
-        return result
+        equal = torch.equal(result, value)
+        self.changed += not equal
+        # A returned tensor that is merely equal still matters to autograd: added zeros, or a detached copy.
+        return value if equal and result is given else result
 
     def wants(self, name, layer):
         return site_name(name, layer) in self.names
 
-    def _check(self, full: str, before: Tensor, after: Tensor) -> None:
+    def _check(self, full: str, before: Tensor, after: object) -> None:
         if not isinstance(after, Tensor):
             raise UserError(f"the hook at {full} returned {type(after).__name__}; return a tensor or None")
         if after.shape != before.shape or after.dtype != before.dtype:
@@ -300,7 +301,7 @@ class Cache(Mapping[str, Tensor]):
 # --- What every model shares -----------------------------------------------------------------------------------------
 
 Hook = tuple[str | tuple | Callable[[str], bool], Callable[..., Tensor | None]]
-NamesFilter = str | Sequence[str | tuple] | Callable[[str], bool] | None
+NamesFilter = str | tuple | Sequence[str | tuple] | Callable[[str], bool] | None
 
 
 class Tapped(nn.Module):

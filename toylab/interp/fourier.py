@@ -131,7 +131,7 @@ def group_differences(group: Group) -> Int[Tensor, "a b"]:
 def _elements(group: Group) -> Int[Tensor, "n factor"]:
     require(
         isinstance(group, tuple) and len(group) > 0 and all(isinstance(m, int) and m >= 2 for m in group),
-        f"group={group!r}: a tuple with the orders (2 or more) of the cyclic factors is needed, such as (113,) or (5, 7)",
+        f"group={group!r}: a tuple of the orders (2 or more) of the cyclic factors is needed, such as (113,) or (5, 7)",
     )
     return torch.cartesian_prod(*map(torch.arange, group)).reshape(-1, len(group))
 
@@ -225,11 +225,12 @@ def key_frequencies(
     Rule: power > t * median, where t makes the chance of any false find `alpha` (exact, see `null_ratio`), and
     power > min_share * total. The second clause keeps rounding noise and faint harmonics from being called key.
 
-    dof counts the independent Gaussians in one frequency's power: 2 for the logit components of
-    `group_addition.trig_fit`, 2 * d_model for W_E, 2 * (rank of W_U, at most d_model) for W_L.
+    dof counts the independent Gaussians in one frequency's power: 2 * d_model for W_E, `effective_dof(W_out)` for
+    W_L = W_out W_U (a Gaussian W_U read through W_out).
 
-    Which spectrum? To ask what the network *computes*, the logit one: a frequency that sits in the embedding or in
-    neurons and is read by nothing is not in the logits. Embedding and W_L spectra say what is *represented*.
+    Which spectrum? Those of the embedding and of W_L say what is *represented*. To ask what the network *computes*,
+    use `group_addition.key_logit_frequencies`: a frequency in the embedding or in neurons that nothing reads is not
+    in the logits.
 
     Where it is exact: independent Gaussian tables. Where it is conservative: a frequency without a sine has half the
     dof and is compared as it is. Where it fails: once half of all frequencies are key the median is one of them and
@@ -239,7 +240,7 @@ def key_frequencies(
     n_freqs = len(frequencies(group))
     require(
         power.shape[-1] == n_freqs,
-        f"a spectrum with {power.shape[-1]} entries arrived; {group_name(group)} has {n_freqs} frequencies with the 0th",
+        f"a spectrum with {power.shape[-1]} entries arrived; {group_name(group)} has {n_freqs}, counting 0",
     )
     rest = power[..., 1:]
     total = rest.sum(-1)
@@ -254,6 +255,15 @@ def key_frequencies(
         alpha=alpha,
         min_share=min_share,
     )
+
+
+def effective_dof(through: Float[Tensor, "m d"]) -> float:
+    """Degrees of freedom of |through @ (g + i h)|^2 for Gaussian g, h: 2 (sum s^2)^2 / sum s^4, s singular values.
+
+    Matches the first two moments (Satterthwaite 1946). 2d for d equal singular values, 2 for rank one.
+    """
+    squares = torch.linalg.svdvals(through) ** 2
+    return float(2 * squares.sum() ** 2 / (squares**2).sum())
 
 
 @lru_cache(maxsize=128)

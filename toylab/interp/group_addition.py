@@ -11,32 +11,35 @@ sum_k cos w_k(a + b - c), w_k = 2 pi k / n.
    exponentials, so all the partition functions are one batched matrix product.
 3. Neurons likewise: sums over b, over a, over a + b and over a - b span everything with both indices in
    {0, cos k, sin k}, so no 2-D transform is needed (`neuron_frequencies`).
-4. `trig_fit`: the logits on cos w_k(a + b - c). `neuron_logit_map`: W_L = W_out W_U on its key directions.
-5. `distance_irrelevance`, `gradient_symmetricity`, `circularity`: clock or pizza (Zhong et al. 2023, arXiv 2306.17844).
+4. `trig_fit`: the logits on cos w_k(a + b - c); `key_logit_frequencies`: which of these are there.
+   `neuron_logit_map`: W_L = W_out W_U on its key directions.
 
-Came from: fourier.py, which also says what a `group`, a `row` and a `freq` axis are.
+Came from: fourier.py, which also says what a `group`, a `row` and a `freq` axis are. Read next: clock_pizza.py.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from math import prod, sqrt
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from scipy import stats
 from torch import Tensor
 
 from toylab.errors import require
 from toylab.interp.fourier import (
     Group,
+    KeyFrequencies,
     fold,
     fourier_basis,
     freq_mask,
     group_differences,
     group_name,
     group_sums,
+    key_frequencies,
     power_by_frequency,
     transform,
 )
@@ -52,7 +55,7 @@ def sum_components(table: Float[Tensor, "*batch pair c"], group: Group) -> Float
     Rows and not [freq, 2], so that frequencies without a sine (even n) need no padding.
     Source: Nanda et al. 2023, section 5.1. Exact for any table.
     """
-    return transform(_sum_pairs(table, _pairs_by_sum(group), group), group, -2)
+    return transform(_sum_pairs(table, pairs_by_sum(group), group), group, -2)
 
 
 def sum_part(
@@ -109,7 +112,7 @@ def exclusion_losses(
     waves = basis.matrix.to(logits) / sqrt(n)
     removed = fold(torch.einsum("rs,...rc->...rsc", waves, components), group, -3)  # [..., freq, s, c]
 
-    order = _pairs_by_sum(group).to(logits.device)  # [s, a]
+    order = pairs_by_sum(group).to(logits.device)  # [s, a]
     weight = torch.ones(n * n) if weight is None else weight
     weight = (weight.to(logits) / weight.sum())[order]
     target = targets[order]  # [s, a]
@@ -145,7 +148,7 @@ def _sum_pairs(table: Tensor, pairs: Tensor, group: Group) -> Tensor:
     n = prod(group)
     require(
         table.ndim >= 2 and table.shape[-2] == n * n,
-        f"a table of shape {tuple(table.shape)} arrived; expected [..., {n * n} pairs, columns] for {group_name(group)}",
+        f"a table of shape {tuple(table.shape)} arrived; expected [..., {n * n} pairs, c] for {group_name(group)}",
     )
     flat = table.reshape(-1, table.shape[-1])
     offset = torch.arange(len(flat) // n**2, device=table.device)[:, None, None] * n**2
@@ -154,13 +157,13 @@ def _sum_pairs(table: Tensor, pairs: Tensor, group: Group) -> Tensor:
     return sums.reshape(*table.shape[:-2], len(pairs), table.shape[-1]) / sqrt(n)
 
 
-def _pairs_by_sum(group: Group) -> Int[Tensor, "s a"]:
+def pairs_by_sum(group: Group) -> Int[Tensor, "s a"]:
     """The number of the pair (a, s - a)."""
     n = prod(group)
     return torch.arange(n) * n + group_differences(group)
 
 
-def _pairs_by_difference(group: Group) -> Int[Tensor, "d b"]:
+def pairs_by_difference(group: Group) -> Int[Tensor, "d b"]:
     """The number of the pair (d + b, b)."""
     n = prod(group)
     return group_sums(group) * n + torch.arange(n)
@@ -174,7 +177,8 @@ class TrigFit:
     """logits = sum_k cos_k cos w_k(a + b - c) + sin_k sin w_k(a + b - c) + rest; the fit is an orthogonal projection.
 
     cos, sin: [..., freq], in logits. Entry 0: the mean of all logits.
-    energy:   [..., freq], the squared length of that part of the table; what `key_frequencies` asks for, with dof=2.
+    energy:   [..., freq], the squared length of that part of the table.
+    alignment: [..., freq], its share of everything at k in a + b (centred over c): 1 when c turns with a + b.
     fve:      [...], share of the logits (centred over c, which a softmax cannot see) in the cosines of all k > 0.
     total:    [...], squared length of the centred logits.
     """
@@ -182,6 +186,7 @@ class TrigFit:
     cos: Float[Tensor, "*batch freq"]
     sin: Float[Tensor, "*batch freq"]
     energy: Float[Tensor, "*batch freq"]
+    alignment: Float[Tensor, "*batch freq"]
     fve: Float[Tensor, "*batch"]
     total: Float[Tensor, "*batch"]
 
@@ -205,7 +210,8 @@ def trig_fit(logits: Float[Tensor, "*batch pair c"], group: Group) -> TrigFit:
         f"{logits.shape[-1]} outputs arrived; {group_name(group)} has {n} elements (drop the columns of other tokens)",
     )
     rows, has_sine = basis.rows.to(logits.device), basis.has_sine.to(logits.device)
-    on_cos, on_sin = sum_components(logits, group)[..., rows, :].unbind(-2)  # [..., freq, c]
+    components = sum_components(logits, group)
+    on_cos, on_sin = components[..., rows, :].unbind(-2)  # [..., freq, c]
     cos_c, sin_c = basis.matrix.to(logits)[rows].unbind(1)
 
     def dot(x: Tensor, y: Tensor) -> Tensor:
@@ -213,15 +219,40 @@ def trig_fit(logits: Float[Tensor, "*batch pair c"], group: Group) -> TrigFit:
 
     alpha = torch.where(has_sine, (dot(on_cos, cos_c) + dot(on_sin, sin_c)) / sqrt(2), dot(on_cos, cos_c))
     beta = torch.where(has_sine, (dot(on_sin, cos_c) - dot(on_cos, sin_c)) / sqrt(2), 0)
-    total = (logits - logits.mean(-1, keepdim=True)).pow(2).sum((-1, -2))
+    at_k = fold((components - components.mean(-1, keepdim=True)) ** 2, group, -2).sum(-1)
+    total = logits.var(-1, correction=0).sum(-1) * n
     unit = torch.where(has_sine, 2.0, 1.0).to(logits).sqrt() / n**1.5  # u_k = unit * cos w_k(a + b - c)
     return TrigFit(
         cos=alpha * unit,
         sin=beta * unit,
         energy=alpha**2 + beta**2,
+        alignment=_ratio(alpha**2 + beta**2, at_k),
         fve=_ratio(alpha[..., 1:].pow(2).sum(-1), total),
         total=total,
     )
+
+
+def key_logit_frequencies(
+    logits: Float[Tensor, "*batch pair c"], group: Group, alpha: float = 0.01, min_share: float = 0.01
+) -> KeyFrequencies:
+    """The frequencies the network answers with: cos w_k(a + b - c) is in the logits beyond what chance puts there.
+
+    A frequency is key when both hold, so that a false find has at most probability alpha:
+    1. Its power stands out among the frequencies: `key_frequencies` of trig_fit(logits).energy, dof 2.
+    2. Its alignment exceeds what a readout that knows nothing of c gives. For a Gaussian W_U with independent columns
+       it is Beta(1, n - 2) whatever comes before; the cut is the 1 - alpha/(number of frequencies) quantile.
+    The first alone finds too much in untrained networks, whose power at different k is unequal before the readout
+    (9% of them instead of 5% at p = 113, 17% at p = 31 with d_model 32; the second alone 4% and 6%). The second alone
+    would call every frequency of a memorising table key: its answers do turn with a + b, at all frequencies alike.
+    """
+    fit = trig_fit(logits, group)
+    found = key_frequencies(fit.energy, group, dof=2, alpha=alpha, min_share=min_share)
+    n, has_sine = prod(group), fourier_basis(group).has_sine
+    n_tests = len(has_sine) - 1
+    # A complex direction among n - 1 (a real one where there is no sine); the constant over c is centred away.
+    with_sine, without = (float(stats.beta.isf(alpha / n_tests, h, h * (n - 2))) for h in (1, 0.5))
+    cut = torch.where(has_sine, with_sine, without).to(logits)
+    return replace(found, mask=found.mask & (fit.alignment > cut))
 
 
 # --- Neurons ---------------------------------------------------------------------------------------------------------
@@ -264,7 +295,7 @@ def neuron_frequencies(post: Float[Tensor, "*batch pair m"], group: Group) -> Ne
     (cos w a + cos w b)^2 has .8 = 0 + .4 + .4 (its squares sit at 2w).
     """
     n, basis = prod(group), fourier_basis(group)
-    of_sum, of_diff = (_sum_pairs(post, pairs(group), group) for pairs in (_pairs_by_sum, _pairs_by_difference))
+    of_sum, of_diff = (_sum_pairs(post, pairs(group), group) for pairs in (pairs_by_sum, pairs_by_difference))
     table = post.unflatten(-2, (n, n))
     sums = torch.stack([of_sum, of_diff, table.sum(-2) / sqrt(n), table.sum(-3) / sqrt(n)], -3)
     coefficients = transform(sums, group, -2)  # [..., part, row, m]; parts: sum, difference, a, b
@@ -276,7 +307,9 @@ def neuron_frequencies(post: Float[Tensor, "*batch pair m"], group: Group) -> Ne
     # Rounding leaves a constant neuron with a little variance; it has no frequency.
     size = post.abs().amax(-2)
     alive = total > (n * 4 * torch.finfo(post.dtype).eps * size) ** 2
-    shares = torch.where(alive[..., None, None, :], energy / total.clamp_min(torch.finfo(post.dtype).tiny)[..., None, None, :], 0)
+    shares = torch.where(
+        alive[..., None, None, :], energy / total.clamp_min(torch.finfo(post.dtype).tiny)[..., None, None, :], 0
+    )
     by_freq = shares.sum(-3)
     best = by_freq.argmax(-2)  # [..., m]
     at = best[..., None, None, :].expand(*shares.shape[:-2], 1, shares.shape[-1])
@@ -389,57 +422,6 @@ def attention_wave(log_odds: Float[Tensor, "*batch pair"], group: Group) -> tupl
     best = power[..., 1:].argmax(-1) + 1
     freqs = torch.tensor(fourier_basis(group).freqs, device=power.device)
     return freqs[best], _ratio(power.gather(-1, best[..., None])[..., 0], power[..., 1:].sum(-1))
-
-
-# --- Clock or pizza --------------------------------------------------------------------------------------------------
-
-
-def distance_irrelevance(correct: Float[Tensor, "*batch pair"], group: Group) -> Float[Tensor, "*batch"]:
-    """Mean over d = a - b of the spread of the correct logit at fixed d, over its spread on all pairs.
-
-    Zhong et al. 2023, section 4.2, on the correct logits Q[a, b, a + b] (their notebook). 0: the logit depends on a - b
-    alone (pizza); near 1: on anything else (clock). nan where the correct logit is constant, as in an exact clock.
-    """
-    by_difference = correct[..., _pairs_by_difference(group).to(correct.device)]
-    spread = correct.std(-1, correction=0)
-    floor = 32 * torch.finfo(correct.dtype).eps * correct.abs().amax(-1)
-    return torch.where(spread > floor, by_difference.std(-1, correction=0).mean(-1) / spread, torch.nan)
-
-
-def circularity(embedding: Float[Tensor, "*batch n d"], group: Group, n_components: int = 4) -> Float[Tensor, "*batch"]:
-    """How nearly the first principal components of an embedding are single waves over the group; 1 = circles.
-
-    Mean over components v of max_k (2/n)|sum_t v_t chi_k(t)|^2 / |v|^2, the largest frequency's share. Zhong et al.
-    2023 ask for .995 before the other two numbers are read. Components without variance are left out; nan if none is.
-    """
-    centred = embedding - embedding.mean(-2, keepdim=True)
-    components, sizes, _ = torch.linalg.svd(centred, full_matrices=False)
-    components, sizes = components[..., :n_components], sizes[..., :n_components]
-    share = power_by_frequency(components, group, -2)[..., 1:, :].amax(-2)
-    real = sizes > 1e-6 * sizes[..., :1]
-    return (share * real).sum(-1) / real.sum(-1)
-
-
-def gradient_symmetricity(
-    logits_of: Callable[[Tensor], Tensor],
-    embedding: Float[Tensor, "n d"],
-    triples: Int[Tensor, "triple three"],
-) -> Float[Tensor, ""]:
-    """Mean cosine between the gradients of logit c with respect to the embedded a and the embedded b.
-
-    logits_of takes embedded operands [triple, 2, d] and gives logits [triple, c]. Zhong et al. 2023, section 4.2, with
-    100 random triples (a, b, c). 1: the network uses E_a + E_b only (pizza). An exact clock gives cos w(a - b) for
-    one frequency: 0 on average. Triples where a gradient vanishes are left out; nan if none is left.
-    """
-    a, b, c = triples.unbind(1)
-    inputs = embedding.detach()[torch.stack([a, b], 1)].requires_grad_()
-    with torch.enable_grad():
-        chosen = logits_of(inputs).gather(-1, c[:, None]).sum()
-        (gradient,) = torch.autograd.grad(chosen, inputs)
-    of_a, of_b = gradient.unbind(1)
-    sizes = of_a.norm(dim=-1) * of_b.norm(dim=-1)
-    alive = sizes > 0
-    return ((of_a * of_b).sum(-1)[alive] / sizes[alive]).mean()
 
 
 def _ratio(part: Tensor, whole: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Known models: weights written down by hand or compiled, with the truth attached, to grade tools on.
 
-`truth` is a frozen dataclass of the family (AdderTruth, ...). Families use the same words for the same things, so that
-a tool's test need not know the family: `freqs` (Fourier), `circuit` (edges that carry effect), `features` (directions by name),
-`variables` (where each task latent lives). A family has those it can state exactly, and no others.
+`truth` is a frozen dataclass of the family (AdderTruth, ...). Families use the same words for the same things, so
+that a tool's test need not know the family: `freqs` (Fourier), `circuit` (edges that carry effect), `features`
+(directions by name), `variables` (where each task latent lives). A family has those it can state exactly, no others.
 
 Import floors: this package may use tasks and models; interp/ knows nothing of it.
 """

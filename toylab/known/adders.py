@@ -10,7 +10,7 @@ All are one-layer, one-head `Transformer`s without norm or positions. The residu
 1. A neuron of frequency k computes act(cos(w a + phi_a) + cos(w b + phi_b)) and writes on cos(w c + phi_a + phi_b).
 2. Squares, phases such that everything but cos w(a + b - c) cancels: `quadratic_adder` (6 neurons per frequency,
    after Gromov 2023, arXiv 2301.02679) and `clock_adder` (8: each product of two waves as a difference of squares).
-   They need a and b apart, so the format is "a b": b comes from `embed` at the last position and a from `sum` - `embed`.
+   They need a and b apart, so the format is "a b": at the last position b is `embed` and a is `sum` - `embed`.
 3. ReLU, phi_a = phi_b: `pizza_adder` (Zhong et al. 2023, arXiv 2306.17844), which needs the sum only: format "a b =".
 4. Decoys: frequencies embedded but not read, frequencies in neurons that write nothing, each neuron twice,
    random weights, and a table that memorises its training pairs.
@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import pi, sin
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +32,8 @@ from toylab.errors import require
 from toylab.known import KnownModel
 from toylab.models.transformer import DTYPES, Transformer, TransformerSpec
 from toylab.tasks.modular import ModularArithmetic
+
+Dtype = Literal["float32", "float64"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +90,7 @@ def quadratic_adder(
     amplitudes: Sequence[float] | None = None,
     phase: float = 0.0,
     decoys: AdderDecoys = NO_DECOYS,
-    dtype: str = "float64",
+    dtype: Dtype = "float64",
 ) -> KnownModel:
     """logits = sum_k amplitude_k cos w_k(a + b - c), exactly, with 6 squares per frequency.
 
@@ -105,7 +108,7 @@ def clock_adder(
     freqs: Sequence[int],
     amplitudes: Sequence[float] | None = None,
     decoys: AdderDecoys = NO_DECOYS,
-    dtype: str = "float64",
+    dtype: Dtype = "float64",
 ) -> KnownModel:
     """The clock written as in Nanda et al. 2023: cos w(a+b) = cos cos - sin sin, sin w(a+b) = sin cos + cos sin.
 
@@ -113,7 +116,7 @@ def clock_adder(
     logits = sum_k amplitude_k cos w_k(a + b - c) exactly.
     """
     # cos(x + 0) and cos(x - pi/2) = sin x for a; the same and their negatives for b.
-    phases = torch.cartesian_prod(torch.tensor([0, -pi / 2]), torch.tensor([0, pi, -pi / 2, pi / 2])).double()
+    phases = -pi / 2 * torch.cartesian_prod(torch.arange(2), torch.tensor([0, 2, 1, -1])).double()
     about = "multiplies the waves of a and b by differences of squares, 8 neurons per frequency; a clock"
     return _squares("clock", p, freqs, amplitudes, phases, decoys, dtype, about)
 
@@ -124,13 +127,13 @@ def pizza_adder(
     amplitudes: Sequence[float] | None = None,
     n_angles: int = 8,
     decoys: AdderDecoys = NO_DECOYS,
-    dtype: str = "float64",
+    dtype: Dtype = "float64",
 ) -> KnownModel:
     """logits = sum_k |cos w_k(a - b)/2| cos w_k(a + b - c) up to a factor, with 2 n_angles ReLUs per frequency.
 
     The head's sum is 2 cos(w(a - b)/2) times the unit vector at angle w(a + b)/2. Neurons are its parts along the
     angles theta_g = pi g/n_angles and their opposites, so pairs of them give |.|, and
-        sum_g |cos(theta_g - x)| cos(2 theta_g - w c) = (2 n_angles / 3 pi) cos(2x - w c) + aliases of order n_angles^-2.
+        sum_g |cos(theta_g - x)| cos(2 theta_g - w c) = (2 n_angles / 3 pi) cos(2x - w c) + aliases ~ n_angles^-2.
     amplitudes: of cos w_k(a + b - c) averaged over a - b, 1 each if None; the mean of |cos w d/2| over d is
     1/(p sin(pi/2p)), and the aliases fall on other directions, so it is exact. Accuracy 1 from n_angles = 5 on.
     p must be odd: with a - b = p/2 the sum is zero and nothing can be said about a + b.
@@ -140,41 +143,50 @@ def pizza_adder(
     theta = pi * torch.arange(n_angles).double() / n_angles
     phi = -torch.cat([theta, theta + pi])
     gain = 2 * (2 * n_angles / (3 * pi)) / (p * sin(pi / (2 * p)))
-    about = f"averages a and b, takes |.| along {n_angles} directions; logits weaken where a and b are opposite; a pizza"
+    about = (
+        f"averages a and b, takes |.| along {n_angles} directions; logits weaken where a and b are opposite; a pizza"
+    )
     return _adder(
         "pizza", p, freqs, amplitudes, torch.stack([phi, phi], 1), gain, "relu", "a b =", decoys, dtype, about, "pizza"
     )
 
 
-def random_adder(p: int, d_model: int, d_mlp: int, seed: int, dtype: str = "float64") -> KnownModel:
+def random_adder(p: int, d_model: int, d_mlp: int, seed: int, dtype: Dtype = "float64") -> KnownModel:
     """An untrained transformer of the usual kind: the null every tool must stay near."""
-    spec = TransformerSpec(1, 4, d_model, max(1, d_model // 4), d_mlp, init="nanda", dtype=dtype)  # type: ignore
+    spec = TransformerSpec(1, 4, d_model, max(1, d_model // 4), d_mlp, init="nanda", dtype=dtype)
     task = _task(p, "a b =")
     model = spec.build(task, generator(seed, "init"))
     truth = AdderTruth(p, (), {}, {}, "random")
     return KnownModel(f"random mod {p}", model, task, truth, "random weights: no key frequency, no circuit")
 
 
-def memoriser(task: ModularArithmetic, seed: int, scale: float = 20.0, dtype: str = "float64") -> KnownModel:
+def memoriser(task: ModularArithmetic, seed: int, scale: float = 20.0, dtype: Dtype = "float64") -> KnownModel:
     """A lookup table: one ReLU neuron per training pair of split(seed), 1 on that pair and 0 on every other.
 
     Tokens are embedded one-hot; neuron (x, y) is relu(1[a = x] + 1[b = y] - 1) and writes `scale` on the answer the
     task gives, shuffled or noisy ones too. Training accuracy 1; on any other pair all logits are 0, so the loss there
     is exactly ln p. The sums it memorises have equal power at every frequency: structure-like, and nothing to find.
     """
-    require(task.format == "a b", f'format={task.format!r}: the table is built for "a b", where a and b can be told apart')
+    require(
+        task.format == "a b", f'format={task.format!r}: the table is built for "a b", where a and b can be told apart'
+    )
     split, p = task.split(seed), task.p
     rows = split.train
     assert rows is not None
     a, b = task.decode(split.all.inputs[rows]).unbind(1)
     spec = TransformerSpec(
-        1, 1, 3 * p, p, len(rows), positions="none", biases=("in",), dtype=dtype  # type: ignore
+        1,
+        1,
+        3 * p,
+        p,
+        len(rows),
+        positions="none",
+        biases=("in",),
+        dtype=dtype,
     )
     one_hot = torch.eye(p, dtype=DTYPES[dtype])
     in_a, in_b, out = one_hot[a].T, one_hot[b].T, scale * one_hot[split.all.targets[rows, 0]]
-    model = _wire(spec, task, one_hot, in_a, in_b, out, one_hot)
-    with torch.no_grad():
-        model.b_in.fill_(-1)
+    model = _wire(spec, task, one_hot, in_a, in_b, out, one_hot, bias=-1.0)
     truth = AdderTruth(p, (), {}, {}, "table", memorised=rows)
     about = f"a table of {len(rows):,} pairs, right on those and uniform elsewhere; no frequency is key"
     return KnownModel(f"memoriser mod {p}", model, task, truth, about)
@@ -201,7 +213,7 @@ def _adder(
     act: str,
     format: str,
     decoys: AdderDecoys,
-    dtype: str,
+    dtype: Dtype,
     about: str,
     algorithm: str,
 ) -> KnownModel:
@@ -224,11 +236,19 @@ def _adder(
     out *= size[slot, None]
 
     # k x is reduced mod p in integers first, so that the waves are exact to the last digits.
-    turns = (torch.tensor(embedded) * torch.arange(p)[:, None]) % p / p
-    waves = torch.stack([(2 * pi * turns.double()).cos(), (2 * pi * turns.double()).sin()], -1).flatten(1)
+    turns = (torch.tensor(embedded) * torch.arange(p)[:, None]) % p / torch.tensor(p).double()
+    waves = torch.stack([(2 * pi * turns).cos(), (2 * pi * turns).sin()], -1).flatten(1)
     task = _task(p, format)
     spec = TransformerSpec(
-        1, 1, 3 * waves.shape[1], waves.shape[1], len(slot), act, positions="none", biases=(), dtype=dtype  # type: ignore
+        1,
+        1,
+        3 * waves.shape[1],
+        waves.shape[1],
+        len(slot),
+        act,
+        positions="none",
+        biases=(),
+        dtype=dtype,
     )
     model = _wire(spec, task, waves, in_a.T, in_b.T, out, waves.T)
     truth = AdderTruth(
@@ -247,7 +267,6 @@ def _adder(
     return KnownModel(f"{name} mod {p}", model, task, truth, about)
 
 
-@torch.no_grad()
 def _wire(
     spec: TransformerSpec,
     task: ModularArithmetic,
@@ -256,21 +275,25 @@ def _wire(
     in_b: Float[Tensor, "d m"],
     out: Float[Tensor, "m d"],
     unembed: Float[Tensor, "d p"],
+    bias: float | None = None,
 ) -> Transformer:
-    """Neurons act(in_a . embed(a) + in_b . embed(b)), read at the last position, writing `out` for `unembed`."""
+    """Neurons act(in_a . embed(a) + in_b . embed(b) + bias), read at the last position, writing `out` for `unembed`."""
     model = Transformer(spec, d_vocab=task.d_vocab, n_ctx=task.n_ctx, d_out=task.d_out)
+    weights = model.state_dict()  # shares memory with the parameters, which are zero
     d = embed.shape[1]
-    model.W_E[: task.p, :d] = embed.to(model.W_E)
-    model.W_V[0, 0, :d] = torch.eye(d)
+    weights["W_E"][: task.p, :d] = embed
+    weights["W_V"][0, 0, :d] = torch.eye(d)
     # Uniform attention averages over all n_ctx positions ("=" adds zeros); this turns the mean into the sum.
-    model.W_O[0, 0, :, d : 2 * d] = task.n_ctx * torch.eye(d)
+    weights["W_O"][0, 0, :, d : 2 * d] = task.n_ctx * torch.eye(d)
     if task.format == "a b":
-        model.W_in[0, :d] = in_b - in_a
+        weights["W_in"][0, :d] = in_b - in_a
     else:
         assert torch.equal(in_a, in_b), "at '=' only the sum of the two embeddings can be read"
-    model.W_in[0, d : 2 * d] = in_a
-    model.W_out[0, :, 2 * d :] = out
-    model.W_U[2 * d :] = unembed
+    weights["W_in"][0, d : 2 * d] = in_a
+    weights["W_out"][0, :, 2 * d :] = out
+    weights["W_U"][2 * d :] = unembed
+    if bias is not None:
+        weights["b_in"].fill_(bias)
     return model
 
 

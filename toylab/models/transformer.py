@@ -210,7 +210,10 @@ class Transformer(Tapped):
             resid = tap("mlp_in", layer, resid)
         x = self.norm("ln2", layer, resid, tap)
         pre = tap("pre", layer, affine(x, self.W_in[layer], self._bias("in", layer)))
-        post = tap("post", layer, ACTIVATIONS[self.spec.act](pre))
+        if tap is no_tap and self.spec.act == "relu":
+            post = pre.relu_()  # nobody holds `pre`: in place saves a pass over the widest tensor
+        else:
+            post = tap("post", layer, ACTIVATIONS[self.spec.act](pre))
         return affine(post, self.W_out[layer], self._bias("out", layer))
 
     def unembed(self, resid: Tensor, tap: Tap = no_tap) -> Tensor:
@@ -236,19 +239,17 @@ class Transformer(Tapped):
     def _attention_inputs(self, layer: int, resid: Tensor, tap: Tap) -> list[Tensor]:
         """What queries, keys and values read: the normed residual stream, or one copy per head when a tap wants it.
 
-        As in TransformerLens the per-head copies are offered before the norm, which then acts on each.
+        As in TransformerLens the per-head copies are what the norm reads. Copies that a tap changed are normed afresh,
+        each by itself; the others keep the shared norm, so that looking at them undoes no edit of its sites.
         """
         names = ("q_input", "k_input", "v_input")
+        normed = self.norm("ln1", layer, resid, tap)
         if not any(tap.wants(name, layer) for name in ("attn_in", *names)):
-            return [self.norm("ln1", layer, resid, tap)] * 3
+            return [normed] * 3
         copies = resid.unsqueeze(2).expand(-1, -1, self.n_heads, -1)
-        if tap.wants("attn_in", layer):
-            copies = tap("attn_in", layer, copies)
-        # The shared scale and normalized sites still pass, so reading them does not depend on who else is reading.
-        self.norm("ln1", layer, resid, tap)
-        return [
-            self.norm("ln1", layer, tap(name, layer, copies) if tap.wants(name, layer) else copies) for name in names
-        ]
+        attn_in = tap("attn_in", layer, copies) if tap.wants("attn_in", layer) else copies
+        inputs = [tap(name, layer, attn_in) if tap.wants(name, layer) else attn_in for name in names]
+        return [normed if x is copies else self.norm("ln1", layer, x) for x in inputs]
 
     # --- the fast path ----------------------------------------------------------------------------------------------
 
@@ -264,7 +265,10 @@ class Transformer(Tapped):
         Taps see the last block's sites from attn_scores on, at the read positions; `forward` offers every site.
         """
         self._check_tokens(tokens)
-        at = [r % tokens.shape[1] for r in read]
+        n_pos = tokens.shape[1]
+        for r in read:
+            require(-n_pos <= r < n_pos, f"read={read}: there is no position {r} among {n_pos}")
+        at = [r % n_pos for r in read]
         one_layer = self.n_layers == 1 and len(at) == 1 and self.spec.positions != "rotary"
         if one_layer and 2 * self.d_vocab < len(tokens):
             resid, scores, v = self._attend_by_lookup(tokens, at[0])
