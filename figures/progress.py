@@ -31,7 +31,7 @@ def draw(table):
     accuracy.set(title="accuracy", ylim=(-0.02, 1.05))
     accuracy.legend(loc="center right")
     loss.axhline(table.attrs["guessing"], color=GREY, lw=0.8, ls=":")
-    loss.text(0.02, table.attrs["guessing"], "guessing", transform=loss.get_yaxis_transform(), va="bottom", color=GREY)
+    loss.text(0.98, table.attrs["guessing"], "guessing", transform=loss.get_yaxis_transform(), ha="right", va="bottom")
     loss.set(title="loss (nats)", yscale="log")
     norm.set(title="sum of squared weights", xlabel="step", ylim=(0, None))
     margin.axhline(0, color=GREY, lw=0.8, ls=":")

@@ -130,7 +130,10 @@ def test_cache_keys():
         ("pattern0", ["blocks.0.attn.hook_pattern"]),
         (("pattern", -1), ["blocks.1.attn.hook_pattern"]),
         (("embed", "k0"), ["hook_embed", "blocks.0.attn.hook_k"]),
-        (["k0", ("q", 1), ("result", 0)], ["blocks.0.attn.hook_k", "blocks.0.attn.hook_result", "blocks.1.attn.hook_q"]),
+        (
+            ["k0", ("q", 1), ("result", 0)],
+            ["blocks.0.attn.hook_k", "blocks.0.attn.hook_result", "blocks.1.attn.hook_q"],
+        ),
         (lambda name: name.endswith("resid_mid"), ["blocks.0.hook_resid_mid", "blocks.1.hook_resid_mid"]),
     ],
 )

@@ -233,7 +233,11 @@ MISTAKES = [
     (ModularArithmetic, {"p": 1, "operation": "x+y", "frac_train": 0.3}, "p=1"),
     (ModularArithmetic, {"p": 7, "operation": "x+y", "frac_train": 0.3, "label_noise": 1.0}, "label_noise=1.0"),
     (ModularArithmetic, {"p": 7, "operation": "x+y", "frac_train": 0.3, "format": "a b="}, 'did you mean "a b ="'),
-    (ModularArithmetic, {"p": 999, "operation": "x+y", "frac_train": 0.3, "n_operands": 3}, "more than 16,777,216 rows"),
+    (
+        ModularArithmetic,
+        {"p": 999, "operation": "x+y", "frac_train": 0.3, "n_operands": 3},
+        "more than 16,777,216 rows",
+    ),
     (SparseFeatures, {"n_features": 5, "sparsity": 1.0, "importance_decay": 0.9}, r"sparsity=1.0 is outside \[0, 1\)"),
     (SparseFeatures, {"n_features": 5, "sparsity": 0.5, "importance_decay": 1.9}, "importance_decay=1.9"),
     (SparseFeatures, {"n_features": 0, "sparsity": 0.5, "importance_decay": 0.9}, "n_features=0"),

@@ -101,7 +101,9 @@ def reference(model, tokens, overrides=None):
         q, k, v = (
             site(
                 f"{block}.attn.hook_{which}",
-                torch.stack([reads[which][h] @ w[f"W_{which.upper()}"][L, h] + bias(which.upper(), L, h) for h in heads], 2),
+                torch.stack(
+                    [reads[which][h] @ w[f"W_{which.upper()}"][L, h] + bias(which.upper(), L, h) for h in heads], 2
+                ),
             )
             for which in "qkv"
         )
@@ -326,7 +328,9 @@ D_VOCAB, FAN_O = 98, 48
 )
 def test_weights_start_with_the_stated_variance(init, variances, scale):
     task = ModularArithmetic(p=97, operation="x+y", frac_train=0.3)
-    model = TransformerSpec(**BIG, norm="LN", init=init, init_scale=scale, biases=("Q", "O", "in", "U")).build(task, rng())
+    model = TransformerSpec(**BIG, norm="LN", init=init, init_scale=scale, biases=("Q", "O", "in", "U")).build(
+        task, rng()
+    )
     for name, variance in variances.items():
         w, std = getattr(model, name).detach().flatten(), scale * variance**0.5
         # A standard deviation from n normal numbers has relative standard error 1 / sqrt(2n), the mean 1 / sqrt(n).
@@ -411,7 +415,9 @@ def test_transformer_lens_names_there_and_back(spec, task):
     buffers = {"blocks.0.attn.mask": torch.ones(2, 2), "blocks.0.attn.IGNORE": torch.tensor(-1e5)}
     rotary = {"blocks.0.attn.rotary_sin": torch.ones(2), "blocks.0.attn.rotary_cos": torch.ones(2)}
     back = from_transformer_lens(state | buffers | rotary, spec, n_ctx=task.n_ctx)
-    assert {k: v.tolist() for k, v in back.state_dict().items()} == {k: v.tolist() for k, v in model.state_dict().items()}
+    assert {k: v.tolist() for k, v in back.state_dict().items()} == {
+        k: v.tolist() for k, v in model.state_dict().items()
+    }
     assert torch.equal(back(x), model(x))
     # Written files are copies: changing them changes no model.
     for tensor in state.values():

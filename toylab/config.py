@@ -16,7 +16,7 @@ from typing import Any
 
 from toylab.errors import UserError, did_you_mean
 
-TARGET = re.compile(r"toylab(\.[a-z_]+)+\.[A-Z]\w*")
+TARGET = re.compile(r"toylab(\.[a-z][a-z0-9_]*)+\.[A-Z]\w*")
 
 
 def find_target(name: object, where: str) -> type:
@@ -100,7 +100,8 @@ def convert(value: Any, kind: Any, where: str) -> Any:
         return int(value)
     if isinstance(kind, type) and isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
-    name = "true or false" if kind is bool else getattr(kind, "__name__", str(kind))
+    words = {bool: "true or false", str: "text", float: "a number", int: "a whole number", tuple: "a list [...]"}
+    name = words.get(origin or kind) or getattr(kind, "__name__", str(kind))
     raise UserError(f"{where}={value!r}: expected {name}, not {type(value).__name__}")
 
 

@@ -7,8 +7,9 @@ import re
 from dataclasses import dataclass, field
 from typing import Any
 
-from toylab.config import build, to_node
-from toylab.errors import UserError, require
+from toylab.config import build, convert, to_node
+from toylab.data import Task
+from toylab.errors import UserError, did_you_mean, require
 from toylab.losses import loss_named
 from toylab.optim import OptimSpec
 
@@ -86,10 +87,11 @@ class TrainSpec:
 class Tracked:
     """A measure and how often training takes it."""
 
-    measure: Any
+    measure: object
     every: int
 
     def __post_init__(self):
+        require(callable(self.measure), f"measure={self.measure!r} is not a measure; see `toylab list measures`")
         require(self.every >= 1, f"measure every={self.every}: at least 1")
 
 
@@ -112,6 +114,8 @@ class Experiment:
             f"name={self.name!r}: letters, digits and . = + , - _, with / between folders",
         )
         require(self.seed >= 0, f"seed={self.seed}: 0 or more")
+        require(isinstance(self.task, Task), f"task={self.task!r} is not a task; see `toylab list tasks`")
+        require(hasattr(self.model, "build"), f"model={self.model!r} is not a model; see `toylab list models`")
         loss_named(self.loss)
 
     @classmethod
@@ -119,20 +123,24 @@ class Experiment:
         """From the plain nested dictionary that Hydra composes or a run stores; raises UserError on anything odd."""
         known = [f.name for f in dataclasses.fields(cls)]
         for key in node:
-            require(key in known, f"{key}: no such setting; accepted are {', '.join(known)}")
-        parts = dict(node)
-        for key in ("task", "model"):
-            require(key in node, f"the config lacks {key}")
-            parts[key] = build(node[key], key)
-        parts["optim"] = build(node.get("optim"), "optim", OptimSpec)
-        parts["train"] = build(node.get("train"), "train", TrainSpec)
-        parts["measure"] = {
-            key: Tracked(measure=build(entry.get("measure"), f"measure.{key}.measure"), every=int(entry["every"]))
-            for key, entry in (node.get("measure") or {}).items()
-        }
-        missing = [key for key in ("name", "seed", "loss") if key not in node]
+            require(
+                key in known,
+                f"{key}: no such setting; accepted are {', '.join(known)}{did_you_mean(key, known)}",
+            )
+        missing = [key for key in known if key not in node and key != "measure"]
         require(not missing, f"the config lacks {', '.join(missing)}")
-        return cls(**parts)
+        tracked = node.get("measure") or {}
+        require(isinstance(tracked, dict), f"measure={tracked!r}: expected a group of measures")
+        return cls(
+            name=convert(node["name"], str, "name"),
+            seed=convert(node["seed"], int, "seed"),
+            task=build(node["task"], "task"),
+            model=build(node["model"], "model"),
+            optim=build(node["optim"], "optim", OptimSpec),
+            loss=convert(node["loss"], str, "loss"),
+            train=build(node["train"], "train", TrainSpec),
+            measure={key: build(entry, f"measure.{key}", Tracked) for key, entry in tracked.items()},
+        )
 
     def to_config(self) -> dict[str, Any]:
         """The inverse of from_config."""

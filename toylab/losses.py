@@ -41,7 +41,9 @@ def mse(outputs: Tensor, targets: Tensor) -> Tensor:
     """Squared error: against real targets per feature, against class targets averaged over the one-hot outputs."""
     if targets.is_floating_point():
         return (outputs - targets) ** 2
-    return ((outputs - F.one_hot(targets, outputs.shape[-1])) ** 2).mean(-1)
+    # Not F.one_hot, which looks at the values and so cannot run under vmap.
+    one_hot = targets.unsqueeze(-1) == torch.arange(outputs.shape[-1], device=targets.device)
+    return ((outputs - one_hot.to(outputs.dtype)) ** 2).mean(-1)
 
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

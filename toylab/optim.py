@@ -21,7 +21,9 @@ class OptimSpec:
                Nanda).
     warmup:    step t (from 0) runs at lr * min((t + 1) / warmup, 1). Papers that use t / warmup spend their first
                step at lr 0.
-    schedule:  after the warm-up: constant, or linear / cosine down to final_lr * lr at the last step.
+    schedule:  after the warm-up: constant, or from lr to final_lr * lr along a line (linear) or half a cosine: step t
+               has gone (t - warmup) / (steps - warmup) of the way, so that final_lr is reached after the last step.
+    betas and eps belong to adam and adamw, momentum to sgd.
     """
 
     kind: str
@@ -40,7 +42,10 @@ class OptimSpec:
         require(self.lr >= 0, f"optim.lr={self.lr}: 0 or more; 1e-3 is the usual start")
         require(self.weight_decay >= 0, f"optim.weight_decay={self.weight_decay}: 0 or more")
         require(all(0 <= b < 1 for b in self.betas), f"optim.betas={self.betas}: each in [0, 1)")
+        require(self.eps >= 0, f"optim.eps={self.eps}: 0 or more")
+        require(self.momentum >= 0, f"optim.momentum={self.momentum}: 0 or more; 0.9 is usual")
         require(self.warmup >= 0, f"optim.warmup={self.warmup}: 0 or more steps")
+        require(self.final_lr >= 0, f"optim.final_lr={self.final_lr}: 0 or more, as a share of lr")
 
     def lr_factor(self, step: int, total: int) -> float:
         """What multiplies lr at this step (counted from 0) of `total`."""

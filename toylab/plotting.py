@@ -28,21 +28,24 @@ STYLE = {
 }
 
 
+def house_style() -> Any:
+    """A context in which everything is drawn in house style; outside it matplotlib is as the user left it."""
+    return mpl.rc_context(STYLE)
+
+
 def subplots(rows: int, columns: int, height: float, **kwargs: Any) -> tuple[Any, Any]:
-    """Figure and axes in house style, WIDTH wide. No display is needed, and nothing global is changed."""
+    """Figure and axes, WIDTH wide. No display is needed. Draw within `house_style()`."""
     from matplotlib.figure import Figure
 
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDTH, height), layout="constrained")
-        return figure, figure.subplots(rows, columns, **kwargs)
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, **kwargs)
 
 
 def save(figure: Any, path: str | Path) -> None:
     """The same figure gives the same bytes: no dates, no software versions inside."""
     path = Path(path)
     metadata = {".png": {"Software": None}, ".svg": {"Date": None}, ".pdf": {"CreationDate": None}}[path.suffix]
-    with mpl.rc_context(STYLE):
-        figure.savefig(path, metadata=metadata)
+    figure.savefig(path, metadata=metadata)
 
 
 def band(ax: Any, table: Any, name: str, color: str, label: str, **kwargs: Any) -> None:

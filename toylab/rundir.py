@@ -27,9 +27,11 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
+from yaml import YAMLError
 
 from toylab.errors import UserError
 
@@ -86,7 +88,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     records = []
-    lines = path.read_text().split("\n")
+    lines = path.read_text(errors="replace").split("\n")
     for number, line in enumerate(lines[:-1], 1):
         try:
             records.append(json.loads(line))
@@ -130,9 +132,11 @@ class RunDir:
             )
             raise UserError(f"{self.path} is not a run directory (no run.json){hint}")
         try:
-            info = json.loads(file.read_text())
+            info = json.loads(file.read_text(errors="replace"))
         except json.JSONDecodeError:
             raise UserError(f"{file} is not valid JSON; the file was damaged or edited") from None
+        if not isinstance(info, dict) or (info.get("format") == FORMAT and "status" not in info):
+            raise UserError(f"{file} does not describe a run; the file was damaged or edited")
         if info.get("format") != FORMAT:
             raise UserError(
                 f"{self.path} has run format {info.get('format')!r}; this toylab reads format {FORMAT}: "
@@ -151,7 +155,12 @@ class RunDir:
         if not file.exists():
             raise UserError(f"{self.path} has no config.yaml; it is not a complete run directory")
         # OmegaConf reads 1e-3 as a number (plain YAML reads text) and, like safe YAML, builds no objects.
-        node = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        try:
+            node = OmegaConf.to_container(OmegaConf.load(file), resolve=False)
+        except (YAMLError, OmegaConfBaseException, OSError, UnicodeDecodeError) as error:
+            raise UserError(f"{file} cannot be read: {str(error).splitlines()[0]}; it was damaged or edited") from None
+        if not isinstance(node, dict):
+            raise UserError(f"{file} holds no settings; it was damaged or edited")
         return node  # type: ignore[return-value]
 
     def write_config(self, node: dict[str, Any]) -> None:
@@ -160,8 +169,12 @@ class RunDir:
     @contextlib.contextmanager
     def lock(self) -> Iterator[None]:
         """Held while writing. The operating system drops it when the process ends, however it ends."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with open(self.path / ".lock", "a+") as file:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            opened = open(self.path / ".lock", "a+")
+        except OSError as error:
+            raise UserError(f"cannot write to {self.path}: {error.strerror}; choose another runs=... or name=...") from None
+        with opened as file:
             try:
                 import fcntl
 
@@ -184,7 +197,11 @@ class RunDir:
 
     def manifest(self) -> dict[int, dict[str, Any]]:
         """step -> its line."""
-        return {line["step"]: line for line in read_lines(self.manifest_path)}
+        lines = read_lines(self.manifest_path)
+        for line in lines:
+            if not (isinstance(line, dict) and line.keys() >= {"step", "file", "bytes", "sha256"}):
+                raise UserError(f"{self.manifest_path} has the line {line}, which lists no checkpoint; it was edited")
+        return {line["step"]: line for line in lines}
 
     def write_checkpoint(self, step: int, weights: dict[str, Tensor]) -> None:
         data = tensors_to_bytes(weights, {"format": str(FORMAT), "step": str(step)})
@@ -228,7 +245,11 @@ class RunDir:
     def write_state(self, step: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
         data = tensors_to_bytes(tensors, {"format": str(FORMAT), "step": str(step), "record": json.dumps(record)})
         digest = hashlib.sha256(data).hexdigest()[:16]
-        write_atomic(self.states / f"step_{step:08d}.{digest}.safetensors", data)
+        file = self.states / f"step_{step:08d}.{digest}.safetensors"
+        write_atomic(file, data)
+        for older in self.states.glob(f"step_{step:08d}.*.safetensors"):  # the same step, saved before a resume
+            if older != file:
+                older.unlink(missing_ok=True)
 
     def read_state(self, step: int) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """(tensors, record) of one state; raises UserError when its bytes do not match the hash in its name."""
@@ -260,6 +281,9 @@ class RunDir:
                 file.unlink()
         for later, file in self.state_files().items():
             if later > step:
+                file.unlink()
+        for folder in (self.path, self.states):  # left by a kill during a write
+            for file in folder.glob(".*.tmp"):
                 file.unlink()
 
     # --- metrics ----------------------------------------------------------------------------------------------------

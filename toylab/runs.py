@@ -13,14 +13,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import inspect
+import dis
 import json
+import sys
+import sysconfig
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from types import FunctionType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +30,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from toylab.config import flatten, to_node
+from toylab.config import flatten
 from toylab.data import Split, generator
 from toylab.errors import UserError, require
 from toylab.experiment import Experiment, scheduled_steps
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 Steps = None | str | int | slice | Sequence[int]
 STACK_BYTES = 256e6
 FLUSH_SECONDS = 5.0
+LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 
 
 class Run:
@@ -97,13 +100,15 @@ class Run:
             return sorted(set(nearest.tolist()))
         if isinstance(steps, slice):
             low, high = steps.start or 0, have[-1] if steps.stop is None else steps.stop
-            return [s for s in self.steps if low <= s <= high][:: steps.step]
-        wanted_list = [steps] if isinstance(steps, int) else list(steps)
+            found = [s for s in self.steps if low <= s <= high][:: steps.step]
+            require(bool(found), f"{self.path} has no checkpoint from {low} to {high}; it has {self.steps[0]}..{have[-1]}")
+            return found
+        wanted_list = sorted({int(step) for step in np.atleast_1d(np.asarray(steps, dtype=int))})
         for step in wanted_list:
             if step not in self.manifest:
                 near = have[np.abs(have - step).argsort()[:2]].tolist()
                 raise UserError(f"{self.path} has no checkpoint at step {step}; nearest are {near}")
-        return sorted(wanted_list)
+        return wanted_list
 
     def _empty_model(self) -> Any:
         return self.experiment.model.build(self.task, generator(0, "init"))
@@ -242,7 +247,9 @@ class RunGroup:
         seeds = [run.experiment.seed for run in self.runs]
         if set(self.differing) <= {"seed"} and len(set(seeds)) == len(seeds):
             return xr.concat(tables, xr.Variable("seed", seeds), join="outer")
-        coords = {key.split(".")[-1]: ("run", column) for key, column in self.differing.items()}
+        last = [key.split(".")[-1] for key in self.differing]
+        names = {key: short if last.count(short) == 1 else key for key, short in zip(self.differing, last, strict=True)}
+        coords = {names[key]: ("run", column) for key, column in self.differing.items()}
         table = xr.concat(tables, xr.Variable("run", [str(r.path) for r in self.runs]), join="outer")
         return table.assign_coords(coords)
 
@@ -270,7 +277,7 @@ class _Store:
         self.rows: dict[int, dict[str, Labelled]] = {}
         self.dirty = False
         self.path: Path | None = None
-        if key is not None:
+        if key is not None and (reference is None or reference.sha256):  # a hand-built reference has no identity
             looking_from = reference.sha256 if reference else ""
             digest = hashlib.sha256(f"{key}\n{code_hash()}\n{looking_from}".encode()).hexdigest()[:16]
             self.path = run.path / "derived" / f"{self.name}-{digest}.nc"
@@ -289,6 +296,12 @@ class _Store:
 
         first = self.rows[steps[0]]
         variables, coords = {}, {"step": steps}
+        for step in steps:
+            if self.rows[step].keys() != first.keys():
+                raise UserError(
+                    f"{self.name} returned {', '.join(first)} at step {steps[0]} and {', '.join(self.rows[step])} at step "
+                    f"{step}; return the same names at every step (NaN where there is nothing to say)"
+                )
         for name, labelled in first.items():
             rows = [self.rows[step][name].values for step in steps]
             shapes = {row.shape for row in rows}
@@ -299,7 +312,10 @@ class _Store:
                 )
             variables[name] = (("step", *labelled.dims), np.stack(rows))
             coords |= labelled.coords
-        table = xr.Dataset(variables, coords)
+        try:
+            table = xr.Dataset(variables, coords)
+        except ValueError as error:
+            raise UserError(f"the results of {self.name} do not fit together ({error}); name their axes with Labelled") from None
         return table["value"].rename(self.name) if list(first) == ["value"] else table
 
     def save(self) -> None:
@@ -312,7 +328,7 @@ class _Store:
         table = self.table(steps)
         dataset = table.rename("value").to_dataset() if isinstance(table, xr.DataArray) else table
         dataset.attrs["sha256"] = json.dumps([self.run.manifest[s]["sha256"] for s in steps])
-        write_atomic(self.path, bytes(dataset.to_netcdf(engine="scipy")))  # type: ignore[arg-type]
+        write_atomic(self.path, bytes(_encoded(dataset).to_netcdf(engine="scipy")))  # type: ignore[arg-type]
         self.dirty = False
 
     def _load(self) -> None:
@@ -322,16 +338,49 @@ class _Store:
 
         try:
             with xr.open_dataset(self.path, engine="scipy") as opened:
-                dataset = opened.load()
+                dataset = _decoded(opened.load())
             digests = json.loads(dataset.attrs["sha256"])
-        except (OSError, ValueError, TypeError, KeyError):
-            return  # a damaged cache is made again
+            steps = dataset["step"].values.tolist()
+        except Exception:  # whatever the reader makes of a damaged file: it is computed again
+            return
         arrays = {str(name): variable for name, variable in dataset.items()}
-        for i, (step, digest) in enumerate(zip(dataset["step"].values.tolist(), digests, strict=True)):
+        for i, (step, digest) in enumerate(zip(steps, digests, strict=False)):
             if self.run.manifest.get(step, {}).get("sha256") == digest:
                 self.rows[step] = {
                     name: Labelled(a.values[i], tuple(map(str, a.dims[1:])), _coords(a)) for name, a in arrays.items()
                 }
+
+
+def _encoded(dataset: Any) -> Any:
+    """The dataset in what netCDF-3 can hold: small signed integers, float32, float64, text. `was` names the dtype."""
+    out = dataset.copy()
+    for name, variable in dataset.variables.items():
+        values, dims, dtype = variable.values, variable.dims, variable.dtype
+        if dtype.kind in "bSUO" or dtype in (np.int8, np.int16, np.int32, np.float32, np.float64):
+            continue
+        if dtype.kind == "c":
+            values, dims = np.stack([values.real, values.imag], -1), (*dims, "real_imag")
+        else:
+            small = values.astype(np.int32) if dtype.kind in "iu" else values.astype(np.float32)
+            values = small if np.array_equal(small, values, equal_nan=dtype.kind == "f") else values.astype(np.float64)
+            require(
+                dtype.kind == "f" or np.array_equal(values.astype(dtype), variable.values),
+                f"{name} holds integers beyond 2^53, which a result file cannot",
+            )
+        out[name] = (dims, values, {"was": str(dtype)})
+    return out
+
+
+def _decoded(dataset: Any) -> Any:
+    """The inverse of _encoded."""
+    out = dataset.copy()
+    for name, variable in dataset.variables.items():
+        values, dims, was = variable.values, variable.dims, variable.attrs.get("was")
+        if dims[-1:] == ("real_imag",) and was:
+            out[name] = (dims[:-1], (values[..., 0] + 1j * values[..., 1]).astype(was))
+        elif was or values.dtype == object:
+            out[name] = (dims, values.astype(was or str))
+    return out
 
 
 def _coords(array: Any) -> dict[str, Any]:
@@ -341,6 +390,8 @@ def _coords(array: Any) -> dict[str, Any]:
 def as_labelled(result: Any) -> dict[str, Labelled]:
     """Whatever a tool returned, as named arrays with named axes."""
     if isinstance(result, Mapping):
+        if any(isinstance(value, Mapping) for value in result.values()):
+            raise UserError("a tool returned a dictionary of dictionaries; return one dictionary of named results")
         return {str(name): as_labelled(value)["value"] for name, value in result.items()}
     if isinstance(result, Labelled):
         return {"value": result}
@@ -362,43 +413,81 @@ def _unstack(results: Mapping[str, Labelled] | Labelled, n: int) -> list[Any]:
 
 
 def describe_tool(tool: Any) -> tuple[str, str | None]:
-    """(short name, text that identifies tool and settings); None when a function holds what cannot be compared."""
-    if dataclasses.is_dataclass(tool):
-        return type(tool).__name__, json.dumps(to_node(tool), default=repr)
-    if isinstance(tool, functools.partial):
-        name, key = describe_tool(tool.func)
-        held = [*tool.args, *tool.keywords.values()]
-        text = f"{key} {tool.args} {sorted(tool.keywords.items())}"
-        return name, text if key is not None and all(map(_is_plain, held)) else _uncached(name)
-    if isinstance(tool, FunctionType):
-        name = tool.__name__.strip("<>")
-        held = [cell.cell_contents for cell in tool.__closure__ or ()] + list(tool.__defaults__ or ())
-        try:
-            source = inspect.getsource(tool)
-        except (OSError, TypeError):
-            return name, _uncached(name)
-        plain = all(map(_is_plain, held))
-        return name, f"{tool.__module__}.{tool.__qualname__}\n{source}\n{held}" if plain else _uncached(name)
-    name = getattr(tool, "__name__", type(tool).__name__)
-    return name, _uncached(name)
+    """(short name, text that identifies its code and settings); None when it holds something that cannot be compared.
+
+    Code of toylab itself is left to code_hash; what a function of somebody else reads (defaults, closure, globals)
+    belongs to its identity, so that a changed constant or helper never meets a result of the old one.
+    """
+    func = tool.func if isinstance(tool, functools.partial) else tool
+    name = getattr(func, "__name__", type(func).__name__).strip("<>")
+    key = _identity(tool)
+    if key is None:
+        warnings.warn(
+            f"results of {name} are not cached: it holds values that cannot be compared; "
+            "use a frozen dataclass, or a function of plain arguments",
+            stacklevel=4,
+        )
+    return name, key
 
 
-def _uncached(name: str) -> None:
-    warnings.warn(
-        f"results of {name} are not cached: it holds values that cannot be compared; "
-        "use a frozen dataclass, or a function of plain arguments",
-        stacklevel=5,
-    )
-
-
-def _is_plain(value: Any) -> bool:
+def _identity(value: Any, seen: frozenset[int] = frozenset()) -> str | None:
+    """Text that is the same for two values just when they compute the same; None when that cannot be told."""
+    if value is None or isinstance(value, str | int | float | bool | complex | torch.dtype | np.generic):
+        return repr(value)
+    if isinstance(value, Tensor | np.ndarray):
+        array = value.detach().cpu().numpy() if isinstance(value, Tensor) else value
+        digest = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+        return None if array.dtype == object else f"{array.dtype}{array.shape}{digest}"
+    if isinstance(value, ModuleType) or id(value) in seen:
+        return getattr(value, "__name__", "")
+    seen = seen | {id(value)}
+    parts: list[Any]
     if isinstance(value, tuple | list):
-        return all(map(_is_plain, value))
-    return value is None or isinstance(value, str | int | float | bool) or _is_own_function(value)
+        head, parts = type(value).__name__, list(value)
+    elif isinstance(value, dict):
+        head, parts = "dict", [part for item in value.items() for part in item]
+    elif isinstance(value, functools.partial):
+        head, parts = "partial", [value.func, value.args, value.keywords]
+    elif isinstance(value, MethodType):
+        head, parts = value.__name__, [value.__func__, value.__self__]
+    elif isinstance(value, type | FunctionType | BuiltinFunctionType) and _is_installed(value):
+        return f"{value.__module__}.{value.__qualname__}"
+    elif isinstance(value, FunctionType):
+        head, parts = f"{value.__module__}.{value.__qualname__}", _function_parts(value)
+    elif isinstance(value, type):
+        head = f"{value.__module__}.{value.__qualname__}"
+        parts = [*value.__bases__, *(f for f in vars(value).values() if isinstance(f, FunctionType))]
+    elif dataclasses.is_dataclass(value):
+        head, parts = "", [type(value), *(getattr(value, f.name) for f in dataclasses.fields(value))]
+    else:
+        return None
+    texts = [_identity(part, seen) for part in parts]
+    return None if any(text is None for text in texts) else f"{head}({', '.join(map(str, texts))})"
 
 
-def _is_own_function(value: Any) -> bool:
-    return isinstance(value, FunctionType) and value.__module__.startswith("toylab.")
+def _is_installed(value: Any) -> bool:
+    """Whether a class or function comes from toylab or an installed package rather than from the user's own files."""
+    root = sys.modules.get((value.__module__ or "builtins").partition(".")[0])
+    file = getattr(root, "__file__", None) or ""
+    own = getattr(root, "__name__", "") == "toylab"
+    return own or (root is not None and root.__name__ != "__main__" and (not file or file.startswith(LIBRARIES)))
+
+
+def _function_parts(function: FunctionType) -> list[Any]:
+    """Everything a function computes with: its code, defaults, closure and the globals that the code reads."""
+    codes: list[CodeType] = [function.__code__]
+    for code in codes:
+        codes += [constant for constant in code.co_consts if isinstance(constant, CodeType)]
+    constants = [str(c) for code in codes for c in code.co_consts if not isinstance(c, CodeType)]
+    read = {i.argval for code in codes for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    return [
+        "".join(code.co_code.hex() + ",".join(code.co_names) for code in codes),
+        constants,
+        list(function.__defaults__ or ()),
+        function.__kwdefaults__ or {},
+        [cell.cell_contents for cell in function.__closure__ or ()],
+        {name: function.__globals__[name] for name in sorted(read) if name in function.__globals__},
+    ]
 
 
 @functools.cache

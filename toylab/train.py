@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from toylab.config import flatten
 from toylab.data import Batch, Split, generator
-from toylab.errors import UserError, require
+from toylab.errors import UserError, one_of, require
 from toylab.experiment import Experiment, scheduled_steps
 from toylab.losses import batch_loss
 from toylab.measures.basic import Loss
@@ -42,6 +42,10 @@ class Interrupted(Exception):
     def __init__(self, message: str, number: int):
         super().__init__(message)
         self.signal = number
+
+
+class Diverged(UserError):
+    """The loss or the weights are no longer finite; what was saved before is whole."""
 
 
 class Trainer:
@@ -136,9 +140,9 @@ def train(
     SIGINT or SIGTERM. In every case what was saved stays whole.
     """
     directory = RunDir(path)
-    with directory.lock(), resumed_threads(experiment, directory), _signals() as received:
-        trainer, record = _start(experiment, directory, overwrite)
-        session = _Session(experiment, directory, trainer, record, progress, sinks)
+    with directory.lock(), resumed_threads(experiment, directory, overwrite), signals_caught() as received:
+        trainer, record = begin(experiment, directory, overwrite)
+        session = Session(experiment, directory, trainer, record, progress, sinks)
         directory.write_info(status="running", **provenance(), steps=experiment.train.steps)
         try:
             session.loop(received)
@@ -147,7 +151,7 @@ def train(
     return Run.open(path)
 
 
-class _Session:
+class Session:
     """The loop and what it shares: files, progress, the stop condition, the clock."""
 
     def __init__(
@@ -178,24 +182,32 @@ class _Session:
         )
 
     def loop(self, received: list[int]) -> None:
-        total = self.experiment.train.steps
-        while True:
-            step = self.trainer.step
-            done = step == total
-            if step % self.experiment.train.eval_every == 0 or done:
-                done = self.evaluate() or done
-            self.measure()
-            if step in self.checkpoints or done:
-                self.save(done)
-            if done:
-                return self.finish()
+        while not self.visit():
             if received:
                 self.stop_early(received[0])
             with self.clock("train"):
-                self.loss = self.trainer.advance()
-            if not math.isfinite(self.loss):
-                self.diverged(step)
-            self.bar.update()
+                loss = self.trainer.advance()
+            self.took(loss)
+
+    def visit(self) -> bool:
+        """Whatever is due at this step: evaluation, measures, checkpoint. True when the run is finished."""
+        step = self.trainer.step
+        done = step == self.experiment.train.steps
+        if step % self.experiment.train.eval_every == 0 or done:
+            done = self.evaluate() or done
+        self.measure()
+        if step in self.checkpoints or done:
+            self.save(done)
+        if done:
+            self.finish()
+        return done
+
+    def took(self, loss: float) -> None:
+        """One update was taken, from weights with this loss. Raises Diverged unless it is finite."""
+        self.loss = loss
+        if not math.isfinite(loss):
+            self.diverged(self.trainer.step - 1)
+        self.bar.update()
 
     def evaluate(self) -> bool:
         """Losses and accuracies on the fixed splits; True when the stop condition has held long enough."""
@@ -209,7 +221,6 @@ class _Session:
         stop = self.experiment.train.stop
         if stop is None:
             return False
-        require(stop.measure in values, f"train.stop.measure={stop.measure!r}: evaluated are {', '.join(values)}")
         if not stop.met(values[stop.measure]):
             self.held_since = None
             return False
@@ -262,13 +273,16 @@ class _Session:
             final=self.latest,
         )
 
+    def suspend(self) -> None:
+        """Save, and record that the run can go on from here."""
+        self.save_state()
+        self.directory.write_info(status="interrupted", step=self.trainer.step)
+
     def stop_early(self, number: int) -> None:
         """Asked to stop: save, record, and say how to go on."""
-        self.save_state()
-        step = self.trainer.step
-        self.directory.write_info(status="interrupted", step=step)
+        self.suspend()
         raise Interrupted(
-            f"stopped by {signal.Signals(number).name} at step {step:,} of {self.experiment.train.steps:,}; "
+            f"stopped by {signal.Signals(number).name} at step {self.trainer.step:,} of {self.experiment.train.steps:,}; "
             f"{self.directory.path} is saved: give the same command again to go on",
             number,
         )
@@ -276,8 +290,8 @@ class _Session:
     def diverged(self, step: int) -> None:
         good = max(self.directory.state_files(), default=None)
         self.directory.write_info(status="diverged", step=step)
-        raise UserError(
-            f"the loss is not finite at step {step:,} ({self.loss}); the last good state is step {good} in "
+        raise Diverged(
+            f"the loss ({self.loss:g}) or a weight is not finite at step {step:,}; the last good state is step {good} in "
             f"{self.directory.states}: try a smaller optim.lr, loss=cross_entropy (float64), or another name"
         )
 
@@ -291,12 +305,14 @@ class _Session:
         self.bar.close()
 
 
-def _start(experiment: Experiment, directory: RunDir, overwrite: bool) -> tuple[Trainer, dict[str, Any]]:
-    """A fresh trainer in an empty directory, or the trainer at the last state of an unfinished run."""
-    if directory.exists() and overwrite:
+def begin(
+    experiment: Experiment, directory: RunDir, overwrite: bool, latest: int | None = None
+) -> tuple[Trainer, dict[str, Any]]:
+    """A fresh trainer in an empty directory, or the trainer at the last state of an unfinished run (up to `latest`)."""
+    if overwrite or not directory.exists():
+        trainer = Trainer(experiment)  # before anything is touched: a config that cannot be built costs no run
+        _check_stop(experiment, trainer)
         _clear(directory)
-    if not directory.exists():
-        trainer = Trainer(experiment)  # before anything is written: a config that cannot be built leaves no run
         directory.write_config(experiment.to_config())
         directory.rewind(-1)
         return trainer, {}
@@ -314,6 +330,8 @@ def _start(experiment: Experiment, directory: RunDir, overwrite: bool) -> tuple[
     trainer = Trainer(experiment)
     problems = []
     for step in sorted(directory.state_files(), reverse=True):
+        if latest is not None and step > latest:
+            continue
         try:
             tensors, record = directory.read_state(step)
         except UserError as error:
@@ -328,14 +346,20 @@ def _start(experiment: Experiment, directory: RunDir, overwrite: bool) -> tuple[
     return trainer, {}
 
 
+def _check_stop(experiment: Experiment, trainer: Trainer) -> None:
+    """Refuse a stop condition on something that no evaluation gives."""
+    if experiment.train.stop is not None:
+        one_of("train.stop.measure", experiment.train.stop.measure, Loss()(trainer.snapshot()))
+
+
 def _clear(directory: RunDir) -> None:
     """Remove a run's own files, and nothing else that may lie beside them."""
     import shutil
 
+    for name in ("run.json", "config.yaml", "manifest.jsonl", "metrics.jsonl"):  # run.json first: no run from here on
+        (directory.path / name).unlink(missing_ok=True)
     for name in ("checkpoints", "states", "derived"):
         shutil.rmtree(directory.path / name, ignore_errors=True)
-    for name in ("run.json", "config.yaml", "manifest.jsonl", "metrics.jsonl"):
-        (directory.path / name).unlink(missing_ok=True)
 
 
 def _same_settings(experiment: Experiment, directory: RunDir) -> None:
@@ -353,11 +377,11 @@ def _same_settings(experiment: Experiment, directory: RunDir) -> None:
 
 
 @contextmanager
-def resumed_threads(experiment: Experiment, directory: RunDir) -> Iterator[None]:
+def resumed_threads(experiment: Experiment, directory: RunDir, fresh: bool = False) -> Iterator[None]:
     """The stated number of torch threads, or on resuming the number the run was started with; restored after."""
     before = torch.get_num_threads()
     wanted = experiment.train.threads
-    if wanted is None and directory.exists():
+    if wanted is None and directory.exists() and not fresh:
         wanted = directory.info().get("threads")
     torch.set_num_threads(wanted or before)
     try:
@@ -367,7 +391,7 @@ def resumed_threads(experiment: Experiment, directory: RunDir) -> Iterator[None]
 
 
 @contextmanager
-def _signals() -> Iterator[list[int]]:
+def signals_caught() -> Iterator[list[int]]:
     """Collect SIGINT and SIGTERM instead of dying by them. A second one falls through to the usual handler."""
     received: list[int] = []
     if threading.current_thread() is not threading.main_thread():
@@ -390,6 +414,11 @@ def _signals() -> Iterator[list[int]]:
 
 
 def _on_device(split: Split, device: str) -> Split:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"train.device={device!r} cannot be used here ({reason}); cpu always can") from None
     if device == "cpu":
         return split
     train = None if split.train is None else split.train.to(device)

@@ -54,9 +54,13 @@ TRANSFORMERS = [
         id="2 layers, attention only, LN",
     ),
     pytest.param(
-        spec(n_layers=3, tied=True, norm="RMSPre", attn_scale=1.5, biases=("K", "V", "in")), REPEATED, id="3 layers, tied"
+        spec(n_layers=3, tied=True, norm="RMSPre", attn_scale=1.5, biases=("K", "V", "in")),
+        REPEATED,
+        id="3 layers, tied",
     ),
-    pytest.param(spec(tied=True, attention_rate=0.4, n_heads=1, biases=("in", "U")), ADDITION, id="tied, half constant"),
+    pytest.param(
+        spec(tied=True, attention_rate=0.4, n_heads=1, biases=("in", "U")), ADDITION, id="tied, half constant"
+    ),
     pytest.param(
         spec(positions="sinusoidal", attention_rate=0.0, norm="RMS", attention="bidirectional", biases=ALL_BIASES),
         SUM_OF_THREE,

@@ -39,9 +39,7 @@ def modular_by_hand(task, row):
 
 def repeated_by_hand(task, row):
     """Find the token earlier in the row; the answer is the token after it."""
-    return [
-        row[row.index(token) + 1] if token in row[:i] and i > task.length else None for i, token in enumerate(row)
-    ]
+    return [row[row.index(token) + 1] if token in row[:i] and i > task.length else None for i, token in enumerate(row)]
 
 
 def features_by_hand(task, row):
@@ -53,10 +51,10 @@ def modular(p, operation, **changes):
 
 
 TASKS = [
+    pytest.param(modular(7, "x+y"), modular_by_hand, {"a": ("b",), "b": ("a",), "answer": ("a",)}, id="addition mod 7"),
     pytest.param(
-        modular(7, "x+y"), modular_by_hand, {"a": ("b",), "b": ("a",), "answer": ("a",)}, id="addition mod 7"
+        modular(8, "x-y", format="a b"), modular_by_hand, {"a": ("b",), "answer": ("a",)}, id="x-y mod 8, a b"
     ),
-    pytest.param(modular(8, "x-y", format="a b"), modular_by_hand, {"a": ("b",), "answer": ("a",)}, id="x-y mod 8, a b"),
     pytest.param(
         modular(5, "x*y", format="a o b ="), modular_by_hand, {"a": ("b",), "b": ("a",), "answer": ()}, id="x*y mod 5"
     ),
@@ -73,5 +71,7 @@ TASKS = [
     pytest.param(RepeatedTokens(d_tokens=9, length=4, n_test=50), repeated_by_hand, {"next": ()}, id="repeated tokens"),
     pytest.param(RepeatedTokens(d_tokens=4, length=2, n_test=50), repeated_by_hand, {"next": ()}, id="shortest copy"),
     pytest.param(SparseFeatures(6, 0.7, 0.9, n_test=50), features_by_hand, {"on": ()}, id="sparse features"),
-    pytest.param(SparseFeatures(4, 0.5, 1.0, target="abs", n_test=50), features_by_hand, {"on": ()}, id="absolute values"),
+    pytest.param(
+        SparseFeatures(4, 0.5, 1.0, target="abs", n_test=50), features_by_hand, {"on": ()}, id="absolute values"
+    ),
 ]

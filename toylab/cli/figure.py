@@ -26,7 +26,7 @@ def figure_module(name: str) -> ModuleType:
 
 def draw_figure(name: str, paths: Sequence[str | Path], out: Path) -> Path:
     """Compute the table from these runs, save it beside the picture, draw. Returns the picture's path."""
-    from toylab.plotting import save
+    from toylab.plotting import house_style, save
     from toylab.runs import RunGroup
 
     module = figure_module(name)
@@ -34,7 +34,8 @@ def draw_figure(name: str, paths: Sequence[str | Path], out: Path) -> Path:
     table = module.compute(RunGroup(runs))
     out.parent.mkdir(parents=True, exist_ok=True)
     table.to_netcdf(out.with_suffix(".nc"), engine="scipy")
-    save(module.draw(table), out)
+    with house_style():
+        save(module.draw(table), out)
     return out
 
 

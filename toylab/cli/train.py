@@ -19,9 +19,11 @@ def run(args: Namespace) -> int:
 
 def split_config(config: dict[str, Any]) -> tuple[Any, Path, bool]:
     """(experiment, run directory, overwrite) of a composed config."""
+    from toylab.config import convert
     from toylab.experiment import Experiment
 
-    runs, overwrite = Path(config.pop("runs")), bool(config.pop("overwrite"))
+    runs = Path(convert(config.pop("runs"), str, "runs"))
+    overwrite = convert(config.pop("overwrite"), bool, "overwrite")
     experiment = Experiment.from_config(config)
     return experiment, runs / experiment.name / f"seed={experiment.seed}", overwrite
 
@@ -30,7 +32,7 @@ def train_config(config: dict[str, Any], command: str, next_steps: bool = True) 
     from toylab.train import Interrupted, train
 
     experiment, path, overwrite = split_config(config)
-    announce(experiment, path)
+    announce(experiment, path, overwrite)
     try:
         done = train(experiment, path, overwrite=overwrite)
     except Interrupted as stopped:
@@ -42,15 +44,15 @@ def train_config(config: dict[str, Any], command: str, next_steps: bool = True) 
     return 0
 
 
-def announce(experiment: Any, path: Path) -> None:
+def announce(experiment: Any, path: Path, overwrite: bool) -> None:
     """What will run and how long it will take at most, measured on a few steps."""
     from toylab.experiment import scheduled_steps
     from toylab.rundir import RunDir
     from toylab.train import seconds_per_step
 
     directory = RunDir(path)
-    if directory.exists() and directory.info()["status"] == "finished":
-        return  # train() says so, or starts over
+    if directory.exists() and not overwrite and directory.info()["status"] in ("finished", "diverged"):
+        return  # train() says so
     spec = experiment.train
     each = seconds_per_step(experiment)
     model = experiment.model.build(experiment.task, __import__("torch").Generator())

@@ -216,7 +216,7 @@ class KeyFrequencies:
 
 
 def key_frequencies(
-    power: Float[Tensor, "*batch freq"], group: Group, dof: float, alpha: float = 0.01, min_share: float = 0.01
+    power: Float[Tensor, "*batch freq"], group: Group, dof: float | int, alpha: float = 0.01, min_share: float = 0.01
 ) -> KeyFrequencies:
     """The frequencies that stand out of a spectrum [..., freq]: as many as there are, none in a flat random one.
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import pi, sin
+from math import pi
 from typing import Literal
 
 import torch
@@ -30,7 +30,7 @@ from torch import Tensor
 from toylab.data import generator
 from toylab.errors import require
 from toylab.known import KnownModel
-from toylab.models.transformer import DTYPES, Transformer, TransformerSpec
+from toylab.models.transformer import ACTIVATIONS, DTYPES, Transformer, TransformerSpec
 from toylab.tasks.modular import ModularArithmetic
 
 Dtype = Literal["float32", "float64"]
@@ -134,20 +134,18 @@ def pizza_adder(
     The head's sum is 2 cos(w(a - b)/2) times the unit vector at angle w(a + b)/2. Neurons are its parts along the
     angles theta_g = pi g/n_angles and their opposites, so pairs of them give |.|, and
         sum_g |cos(theta_g - x)| cos(2 theta_g - w c) = (2 n_angles / 3 pi) cos(2x - w c) + aliases ~ n_angles^-2.
-    amplitudes: of cos w_k(a + b - c) averaged over a - b, 1 each if None; the mean of |cos w d/2| over d is
-    1/(p sin(pi/2p)), and the aliases fall on other directions, so it is exact. Accuracy 1 from n_angles = 5 on.
+    amplitudes: of cos w_k(a + b - c) averaged over a - b, 1 each if None. Accuracy 1 from n_angles = 5 on.
     p must be odd: with a - b = p/2 the sum is zero and nothing can be said about a + b.
     """
     require(p % 2 == 1, f"p={p} is even: a pizza gives equal logits where a - b = p/2; take an odd modulus")
     require(n_angles >= 3, f"n_angles={n_angles}: at least 3 directions are needed; 5 and more are always right")
     theta = pi * torch.arange(n_angles).double() / n_angles
     phi = -torch.cat([theta, theta + pi])
-    gain = 2 * (2 * n_angles / (3 * pi)) / (p * sin(pi / (2 * p)))
     about = (
         f"averages a and b, takes |.| along {n_angles} directions; logits weaken where a and b are opposite; a pizza"
     )
     return _adder(
-        "pizza", p, freqs, amplitudes, torch.stack([phi, phi], 1), gain, "relu", "a b =", decoys, dtype, about, "pizza"
+        "pizza", p, freqs, amplitudes, torch.stack([phi, phi], 1), "relu", "a b =", decoys, dtype, about, "pizza"
     )
 
 
@@ -196,11 +194,7 @@ def memoriser(task: ModularArithmetic, seed: int, scale: float = 20.0, dtype: Dt
 
 
 def _squares(name, p, freqs, amplitudes, phases, decoys, dtype, about) -> KnownModel:
-    # sum_j cos(w(a+b) + phi_j) cos(w c + phi_j) = n/2 cos w(a + b - c), phi_j = phi_a + phi_b; the square's cross term
-    # 2 cos cos = cos(sum) + cos(difference) has coefficient 1.
-    return _adder(
-        name, p, freqs, amplitudes, phases, len(phases) / 2, "quadratic", "a b", decoys, dtype, about, "clock"
-    )
+    return _adder(name, p, freqs, amplitudes, phases, "quadratic", "a b", decoys, dtype, about, "clock")
 
 
 def _adder(
@@ -209,7 +203,6 @@ def _adder(
     freqs: Sequence[int],
     amplitudes: Sequence[float] | None,
     phases: Float[Tensor, "j 2"],
-    gain: float,
     act: str,
     format: str,
     decoys: AdderDecoys,
@@ -217,7 +210,7 @@ def _adder(
     about: str,
     algorithm: str,
 ) -> KnownModel:
-    """Neurons with these phases for every frequency; `gain` is the amplitude they give with unit output weights."""
+    """Neurons with these phases for every frequency, each writing on cos(w c + phi_a + phi_b) of its own."""
     amplitudes = [1.0] * len(freqs) if amplitudes is None else list(amplitudes)
     _check(p, freqs, amplitudes, decoys)
     with_neurons = [*freqs, *decoys.neurons]
@@ -227,7 +220,9 @@ def _adder(
     # Neurons in the order copy, frequency, phase.
     slot = torch.arange(len(with_neurons)).repeat_interleave(n_phases).repeat(copies)
     phase = phases.repeat(len(with_neurons) * copies, 1)
-    size = torch.tensor([*amplitudes, *[0.0] * len(decoys.neurons)]).double() / (gain * copies)
+    gains = [_gain(p, k, phases, act) for k in with_neurons]
+    wanted = torch.tensor([*amplitudes, *[0.0] * len(decoys.neurons)], dtype=torch.float64)
+    size = wanted / torch.tensor(gains, dtype=torch.float64) / copies
     in_a, in_b, out = (torch.zeros(len(slot), 2 * len(embedded)).double() for _ in range(3))
     neuron = torch.arange(len(slot))
     for x, angle in ((in_a, phase[:, 0]), (in_b, phase[:, 1]), (out, phase.sum(1))):
@@ -235,21 +230,9 @@ def _adder(
         x[neuron, 2 * slot], x[neuron, 2 * slot + 1] = angle.cos(), -angle.sin()
     out *= size[slot, None]
 
-    # k x is reduced mod p in integers first, so that the waves are exact to the last digits.
-    turns = (torch.tensor(embedded) * torch.arange(p)[:, None]) % p / torch.tensor(p).double()
-    waves = torch.stack([(2 * pi * turns).cos(), (2 * pi * turns).sin()], -1).flatten(1)
+    waves = torch.stack([f(_angles(p, k)) for k in embedded for f in (torch.cos, torch.sin)], 1)
     task = _task(p, format)
-    spec = TransformerSpec(
-        1,
-        1,
-        3 * waves.shape[1],
-        waves.shape[1],
-        len(slot),
-        act,
-        positions="none",
-        biases=(),
-        dtype=dtype,
-    )
+    spec = _spec(waves.shape[1], len(slot), act, (), dtype)
     model = _wire(spec, task, waves, in_a.T, in_b.T, out, waves.T)
     truth = AdderTruth(
         p=p,
@@ -265,6 +248,40 @@ def _adder(
         copy_of=neuron % (len(with_neurons) * n_phases),
     )
     return KnownModel(f"{name} mod {p}", model, task, truth, about)
+
+
+def _gain(p: int, k: int, phases: Float[Tensor, "j 2"], act: str) -> float:
+    """Amplitude of cos w(a + b - c) that these neurons give when each writes 1 on cos(w c + phi_a + phi_b).
+
+    Neuron j's part on that wave is the mean over pairs of N_j cos(w(a + b) + phi_a + phi_b), here taken over the table.
+    Squares: n_phases/2, as their cross term 2 cos cos = cos(sum) + cos(difference) has coefficient 1.
+    ReLUs of a pizza with G angles: (4G/3 pi) * mean |cos w d/2| up to harmonics that wrap around mod p, and that
+    mean over d is 1/(p sin(pi/2p)).
+    """
+    x = _angles(p, k)
+    phi_a, phi_b = phases.unbind(1)
+    post = ACTIVATIONS[act]((x[:, None] + phi_a).cos()[:, None] + (x[:, None] + phi_b).cos())  # [a, b, j]
+    wave = (x[:, None, None] + x[:, None] + phi_a + phi_b).cos()
+    return float((post * wave).sum(-1).mean())
+
+
+def _angles(p: int, k: int) -> Float[Tensor, " p"]:
+    """2 pi k x / p; k x is reduced mod p in integers first, so that the waves are right to the last digits."""
+    return 2 * pi * (k * torch.arange(p) % p).double() / p
+
+
+def _spec(d: int, d_mlp: int, act: str, biases: tuple[str, ...], dtype: Dtype) -> TransformerSpec:
+    return TransformerSpec(
+        n_layers=1,
+        n_heads=1,
+        d_model=3 * d,
+        d_head=d,
+        d_mlp=d_mlp,
+        act=act,
+        positions="none",
+        biases=biases,
+        dtype=dtype,
+    )
 
 
 def _wire(
