@@ -9,8 +9,8 @@ from jaxtyping import install_import_hook
 # Before the first import of toylab: every jaxtyping annotation in it is checked by beartype from here on.
 install_import_hook("toylab", "beartype.beartype")
 
-import pytest
-import torch
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
 

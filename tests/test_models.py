@@ -200,7 +200,7 @@ def test_superposition_equals_its_formula(spec, task):
 
 
 def test_two_features_in_one_dimension_can_be_antipodal():
-    """W = (1, -1), b = 0: the ReLU separates the two features whenever just one is on (Elhage et al. 2022, section 3)."""
+    """W = (1, -1), b = 0: the ReLU separates the two features if one is on (Elhage et al. 2022, section 3)."""
     from toylab.tasks.superposition import SparseFeatures
 
     model = SuperpositionSpec("relu_out", 1).build(SparseFeatures(2, 0.9, 1.0), rng())

@@ -225,7 +225,7 @@ def test_an_exception_inside_a_hook_leaves_nothing_behind(spec, name):
 
 @pytest.mark.parametrize(("spec", "name"), every_site())
 def test_editing_in_place_is_editing_and_reaches_nothing_upstream(spec, name):
-    """In place or by a returned tensor: the same outputs and the same cache; sites before this one stay as they were."""
+    """In place or by a returned tensor: the same outputs and the same cache; sites before it stay as they were."""
     model, x = scrambled(spec, REPEATED), REPEATED.sample(4, rng()).inputs
     everything = [name, *(n for n, gated in model.site_names.items() if not gated)]
     clean, untouched = model.run_with_cache(x, everything)

@@ -14,7 +14,6 @@ Letters: row = member.
 
 from __future__ import annotations
 
-import math
 import signal
 import time
 from collections.abc import Sequence
@@ -68,7 +67,7 @@ def train_ensemble(
     with ExitStack() as stack:
         for directory in directories:
             stack.enter_context(directory.lock())
-        stack.enter_context(resumed_threads(experiments[0], directories[0]))
+        stack.enter_context(resumed_threads(experiments[0], directories[0], overwrite))
         received = stack.enter_context(signals_caught())
         sessions = _sessions(experiments, directories, overwrite)
         try:
@@ -192,16 +191,15 @@ class Stacked:
 
     def __init__(self, trainers: list[Trainer]):
         self.trainers, first = trainers, trainers[0]
-        self.experiment, self.model = first.experiment, first.model
+        self.experiment, self.model, self.read = first.experiment, first.model, first.split.all.read
         self.shapes = {name: p.shape for name, p in first.model.named_parameters()}
         self.sizes = [shape.numel() for shape in self.shapes.values()]
         self.weights = torch.stack([_row(list(t.model.parameters())) for t in trainers])
         self.optimiser = StackedOptimiser([t.experiment.optim for t in trainers], self.weights)
-        self.optimiser.load([t.optimiser for t in trainers])
+        self.optimiser.share([t.optimiser for t in trainers], self.sizes)
         for i, trainer in enumerate(trainers):
             for p, row in zip(trainer.model.parameters(), self.weights[i].split(self.sizes), strict=True):
                 p.data = row.view(p.shape)
-            self.optimiser.lend(i, trainer.optimiser, self.sizes)
         self._full = None if first._full is None else stack_batches([t.next_batch() for t in trainers])
         self._gradient = vmap(grad_and_value(self._member_loss), in_dims=(0, 0, 0, 0))
         self._gradient_unweighted = vmap(grad_and_value(self._member_loss), in_dims=(0, 0, 0, None))
@@ -217,7 +215,6 @@ class Stacked:
     def advance(self) -> list[float]:
         """One update of every member. Returns their losses before it."""
         batch = stack_batches([t.next_batch() for t in self.trainers]) if self._full is None else self._full
-        self.read = batch.read
         gradient = self._gradient_unweighted if batch.weight is None else self._gradient
         grads, losses = gradient(self.weights, batch.inputs, batch.targets, batch.weight)
         step = self.trainers[0].step
@@ -303,27 +300,21 @@ class StackedOptimiser:
         self.lr, self.weight_decay = column([s.lr for s in specs]), column([s.weight_decay for s in specs])
         self.beta1, self.beta2 = column([s.betas[0] for s in specs]), column([s.betas[1] for s in specs])
         self.eps = column([s.eps for s in specs]).to(weights.dtype)
-        self.taken: Tensor | None = None
+        self.counts: list[Tensor] = []  # torch's own count of steps, one tensor per member and parameter
 
-    def load(self, optimisers: list[torch.optim.Optimizer]) -> None:
-        """Take over the state of each row's torch optimiser; an optimiser before its first step has none."""
+    def share(self, optimisers: list[torch.optim.Optimizer], sizes: list[int]) -> None:
+        """Take over the state of each row's torch optimiser (none before its first step), then view it in the row"""
         for i, optimiser in enumerate(optimisers):
-            if optimiser.state:
-                parameters = optimiser.param_groups[0]["params"]
-                for name, slot in self.slots.items():
-                    slot[i] = _row([optimiser.state[p][name] for p in parameters])
-
-    def lend(self, row: int, optimiser: torch.optim.Optimizer, sizes: list[int]) -> None:
-        """Make the state of this torch optimiser views of the row."""
-        parameters = optimiser.param_groups[0]["params"]
-        for j, p in enumerate(parameters):
-            views = {name: slot[row].split(sizes)[j].view(p.shape) for name, slot in self.slots.items()}
-            if self.kind != "sgd":
-                previous = optimiser.state[p].get("step", torch.zeros((), device=p.device))
-                views["step"] = previous
-            optimiser.state[p] = views
-        self.counts = getattr(self, "counts", [])
-        self.counts += [optimiser.state[p]["step"] for p in parameters if "step" in optimiser.state[p]]
+            rows = {name: slot[i].split(sizes) for name, slot in self.slots.items()}
+            for j, p in enumerate(optimiser.param_groups[0]["params"]):
+                old, views = optimiser.state[p], {name: row[j].view(p.shape) for name, row in rows.items()}
+                for name, view in views.items():
+                    if name in old:
+                        view.copy_(old[name])
+                if self.kind != "sgd":
+                    views["step"] = old.get("step", torch.zeros((), device=p.device))
+                    self.counts.append(views["step"])
+                optimiser.state[p] = views
 
     @torch.no_grad()
     def update(self, grads: Tensor, step: int, factor: float) -> None:

@@ -99,13 +99,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     return records
 
 
-def tensors_to_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    return save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, metadata)
+def tensors_to_bytes(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes:
+    """A safetensors file; `about` is one entry of its header, because several would be written in random order."""
+    header = {"toylab": json.dumps({"format": FORMAT} | about)}
+    return save({k: t.detach().cpu().contiguous() for k, t in tensors.items()}, header)
 
 
-def metadata_of(data: bytes) -> dict[str, str]:
-    """The text header of a safetensors file: length (8 bytes), then JSON."""
-    return json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")]).get("__metadata__", {})
+def about(data: bytes) -> dict[str, Any]:
+    """What tensors_to_bytes was told. The header of a safetensors file is its length (8 bytes), then JSON."""
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    return json.loads(header.get("__metadata__", {}).get("toylab", "{}"))
 
 
 class RunDir:
@@ -204,7 +207,7 @@ class RunDir:
         return {line["step"]: line for line in lines}
 
     def write_checkpoint(self, step: int, weights: dict[str, Tensor]) -> None:
-        data = tensors_to_bytes(weights, {"format": str(FORMAT), "step": str(step)})
+        data = tensors_to_bytes(weights, {"step": step})
         name = f"step_{step:08d}.safetensors"
         write_atomic(self.checkpoints / name, data)
         digest = hashlib.sha256(data).hexdigest()
@@ -229,8 +232,8 @@ class RunDir:
             problem = f"has {len(data):,} bytes and should have {line['bytes']:,}: it was truncated or replaced"
         elif digest != line["sha256"]:
             problem = f"was changed: sha256 is {digest[:12]}... and should be {line['sha256'][:12]}..."
-        elif metadata_of(data).get("step") != str(step):
-            problem = f"says it is step {metadata_of(data).get('step')}, the manifest says {step}"
+        elif about(data).get("step") != step:
+            problem = f"says it is step {about(data).get('step')}, the manifest says {step}"
         else:
             return data
         raise UserError(f"{file} {problem}; `toylab verify {self.path}` checks the whole run")
@@ -243,7 +246,7 @@ class RunDir:
         return {int(f.name[5:13]): f for f in files}
 
     def write_state(self, step: int, tensors: dict[str, Tensor], record: dict[str, Any]) -> None:
-        data = tensors_to_bytes(tensors, {"format": str(FORMAT), "step": str(step), "record": json.dumps(record)})
+        data = tensors_to_bytes(tensors, {"step": step, "record": record})
         digest = hashlib.sha256(data).hexdigest()[:16]
         file = self.states / f"step_{step:08d}.{digest}.safetensors"
         write_atomic(file, data)
@@ -258,7 +261,7 @@ class RunDir:
         if hashlib.sha256(data).hexdigest()[:16] != file.name.split(".")[1]:
             raise UserError(f"{file} was truncated or changed")
         try:
-            return load(data), json.loads(metadata_of(data)["record"])
+            return load(data), about(data)["record"]
         except (SafetensorError, KeyError, json.JSONDecodeError):
             raise UserError(f"{file} is not a state of this format") from None
 

@@ -40,9 +40,10 @@ from toylab.snapshot import Labelled, Snapshot, Stack
 if TYPE_CHECKING:
     import xarray as xr
 
-Steps = None | str | int | slice | Sequence[int]
+Steps = None | str | int | np.integer | slice | Sequence[int] | np.ndarray
 STACK_BYTES = 256e6
 FLUSH_SECONDS = 5.0
+GENERATED = ("__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__replace__")  # by dataclass
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
 
 
@@ -113,9 +114,9 @@ class Run:
     def _empty_model(self) -> Any:
         return self.experiment.model.build(self.task, generator(0, "init"))
 
-    def snapshot(self, step: int, reference: Snapshot | None = None) -> Snapshot:
+    def snapshot(self, step: int | np.integer, reference: Snapshot | None = None) -> Snapshot:
         """The model at one saved step, after checking the checkpoint's hash."""
-        self.pick(step)
+        (step,) = self.pick(step)
         model = self._empty_model()
         model.load_state_dict(self.dir.read_checkpoint(step, self.manifest))
         digest = self.manifest[step]["sha256"]
@@ -456,7 +457,10 @@ def _identity(value: Any, seen: frozenset[int] = frozenset()) -> str | None:
         head, parts = f"{value.__module__}.{value.__qualname__}", _function_parts(value)
     elif isinstance(value, type):
         head = f"{value.__module__}.{value.__qualname__}"
-        parts = [*value.__bases__, *(f for f in vars(value).values() if isinstance(f, FunctionType))]
+        members = {n: v for n, v in vars(value).items() if not (dataclasses.is_dataclass(value) and n in GENERATED)}
+        # Of properties, cached properties, class and static methods the function inside.
+        inner = [getattr(v, "fget", None) or getattr(v, "func", None) or getattr(v, "__func__", v) for v in members.values()]
+        parts = [*value.__bases__, *(f for f in inner if isinstance(f, FunctionType))]
     elif dataclasses.is_dataclass(value):
         head, parts = "", [type(value), *(getattr(value, f.name) for f in dataclasses.fields(value))]
     else:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from toylab.errors import UserError
 from toylab.experiment import scheduled_steps
+from toylab.rundir import read_lines
 from toylab.runs import Run
 from toylab.train import Trainer, resumed_threads
 
@@ -69,9 +70,13 @@ def _check_files(run: Run, report: Report) -> set[int]:
 def _check_steps(run: Run, report: Report) -> None:
     last = run.steps[-1] if run.steps else 0
     spec = run.experiment.train
+    lines = [line["step"] for line in read_lines(run.dir.manifest_path)]
+    if len(lines) != len(run.steps):
+        report.problems.append(f"{len(lines) - len(run.steps)} checkpoints are listed more than once in the manifest")
     missing = [s for s in scheduled_steps(spec.checkpoints, spec.steps) if s <= last and s not in run.manifest]
     if missing:
-        report.problems.append(f"{len(missing)} scheduled checkpoints are missing, the first at step {missing[0]}")
+        are = "checkpoint is" if len(missing) == 1 else "checkpoints are"
+        report.problems.append(f"{len(missing)} scheduled {are} missing, the first at step {missing[0]}")
     else:
         report.checked.append(f"no gap up to step {last}")
     if run.finished and run.info.get("step") != last:

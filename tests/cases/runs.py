@@ -40,6 +40,10 @@ def with_train(experiment: Experiment, **changes) -> Experiment:
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, **changes))
 
 
+# About a second of work that saves every few steps, so that a random moment is often within a write.
+LONG = with_train(FULL_BATCH, steps=500, checkpoints=("every:3",), eval_every=7)
+
+
 def overrides(runs: Path, *more: str) -> list[str]:
     """FULL_BATCH, without its measures, as the command line says it."""
     return [

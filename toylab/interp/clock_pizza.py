@@ -56,8 +56,8 @@ def gradient_symmetricity(
 
     logits_of takes embedded operands [triple, 2, d] and gives logits [triple, c]. Zhong et al. 2023, section 4.2, with
     100 random triples (a, b, c). 1: the network uses E_a + E_b only (pizza). An exact clock gives cos w(a - b) for
-    one frequency: 0 on average. The gradient is with respect to whole vectors, so directions of the residual stream that
-    no embedding uses count too if the network reads them at one operand's position only. Triples where a gradient vanishes are left out; nan if none is left.
+    one frequency: 0 on average. Triples where a gradient vanishes are left out; nan if none is left. Gradients are
+    taken with respect to whole vectors: directions that no embedding uses count too, if the network reads them.
     """
     a, b, c = triples.unbind(1)
     inputs = embedding.detach()[torch.stack([a, b], 1)].requires_grad_()

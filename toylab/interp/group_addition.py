@@ -220,7 +220,7 @@ def trig_fit(logits: Float[Tensor, "*batch pair c"], group: Group) -> TrigFit:
     alpha = torch.where(has_sine, (dot(on_cos, cos_c) + dot(on_sin, sin_c)) / sqrt(2), dot(on_cos, cos_c))
     beta = torch.where(has_sine, (dot(on_sin, cos_c) - dot(on_cos, sin_c)) / sqrt(2), 0)
     at_k = fold((components - components.mean(-1, keepdim=True)) ** 2, group, -2).sum(-1)
-    total = logits.var(-1, correction=0).sum(-1) * n
+    total = (logits - logits.mean(-1, keepdim=True)).pow(2).sum((-1, -2))
     unit = torch.where(has_sine, 2.0, 1.0).to(logits).sqrt() / n**1.5  # u_k = unit * cos w_k(a + b - c)
     return TrigFit(
         cos=alpha * unit,
@@ -294,32 +294,30 @@ def neuron_frequencies(post: Float[Tensor, "*batch pair m"], group: Group) -> Ne
     Exact: relu(cos w a + cos w b) has frac .962 = .745 linear + .109 sum + .109 diff at p = 113, for any phase, and
     (cos w a + cos w b)^2 has .8 = 0 + .4 + .4 (its squares sit at 2w).
     """
-    n, basis = prod(group), fourier_basis(group)
-    of_sum, of_diff = (_sum_pairs(post, pairs(group), group) for pairs in (pairs_by_sum, pairs_by_difference))
-    table = post.unflatten(-2, (n, n))
-    sums = torch.stack([of_sum, of_diff, table.sum(-2) / sqrt(n), table.sum(-3) / sqrt(n)], -3)
-    coefficients = transform(sums, group, -2)  # [..., part, row, m]; parts: sum, difference, a, b
+    basis = fourier_basis(group)
     has_sine = basis.has_sine.to(post.device)
-    energy = fold(coefficients**2, group, -2)
+    coefficients, total = _pair_waves(post, group)
+    energy = fold(coefficients**2, group, -2)  # [..., part, freq, m]
     energy[..., 1, :, :] *= has_sine[:, None]
     energy[..., 0, :] = 0
-    total = post.var(-2, correction=0) * n**2
-    # Rounding leaves a constant neuron with a little variance; it has no frequency.
-    size = post.abs().amax(-2)
-    alive = total > (n * 4 * torch.finfo(post.dtype).eps * size) ** 2
-    shares = torch.where(
-        alive[..., None, None, :], energy / total.clamp_min(torch.finfo(post.dtype).tiny)[..., None, None, :], 0
-    )
+    shares = _ratio(energy, total[..., None, None, :])
     by_freq = shares.sum(-3)
     best = by_freq.argmax(-2)  # [..., m]
-    at = best[..., None, None, :].expand(*shares.shape[:-2], 1, shares.shape[-1])
-    of_sum, of_diff, of_a, of_b = shares.gather(-2, at).squeeze(-2).unbind(-2)
 
-    rows = basis.rows.to(post.device)[best]  # [..., m, 2]
-    cos, sin = (coefficients.gather(-2, rows[..., i][..., None, None, :].expand_as(at)).squeeze(-2) for i in range(2))
-    phase_sum, phase_diff, phase_a, phase_b = torch.atan2(-sin * has_sine[best][..., None, :], cos).unbind(-2)
+    def at_best(x: Tensor, rows: Tensor) -> list[Tensor]:
+        at = rows[..., None, None, :].expand(*x.shape[:-2], 1, x.shape[-1])
+        return [*x.gather(-2, at).squeeze(-2).unbind(-2)]
+
+    of_sum, of_diff, of_a, of_b = at_best(shares, best)
+    cos_row, sin_row = basis.rows.to(post.device)[best].unbind(-1)
+    # cos x + phi: cosine coefficient cos phi, sine coefficient -sin phi.
+    phases = [
+        torch.atan2(-sin * has_sine[best], cos)
+        for cos, sin in zip(at_best(coefficients, cos_row), at_best(coefficients, sin_row), strict=True)
+    ]
+    phase_sum, phase_diff, phase_a, phase_b = phases
     return NeuronFrequencies(
-        freq=torch.tensor(basis.freqs, device=post.device)[best] * alive,
+        freq=torch.tensor(basis.freqs, device=post.device)[best],
         frac=of_sum + of_diff + of_a + of_b,
         frac_sum=of_sum + of_a + of_b,
         linear=of_a + of_b,
@@ -331,6 +329,22 @@ def neuron_frequencies(post: Float[Tensor, "*batch pair m"], group: Group) -> Ne
         phase_diff=phase_diff,
         by_freq=by_freq,
     )
+
+
+def _pair_waves(post: Tensor, group: Group) -> tuple[Tensor, Tensor]:
+    """(coefficients [..., part, row, m] on waves of a + b, a - b, a and b; total variance times n^2 [..., m]).
+
+    The total is 0 for a neuron that is constant up to rounding.
+    """
+    n = prod(group)
+    mean = post.mean(-2, keepdim=True)
+    post = post - mean
+    by_sum, by_difference = (_sum_pairs(post, pairs(group), group) for pairs in (pairs_by_sum, pairs_by_difference))
+    table = post.unflatten(-2, (n, n))
+    sums = torch.stack([by_sum, by_difference, table.sum(-2) / sqrt(n), table.sum(-3) / sqrt(n)], -3)
+    total = post.pow(2).sum(-2)  # tensor.var is five times slower over this axis
+    alive = total > (4 * n * torch.finfo(post.dtype).eps * mean.squeeze(-2)) ** 2
+    return transform(sums, group, -2), total * alive
 
 
 def neuron_clusters(neurons: NeuronFrequencies, threshold: float = 0.85, min_size: int = 5) -> dict[int, Tensor]:

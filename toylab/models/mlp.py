@@ -79,6 +79,11 @@ class MLP(Tapped):
     """
 
     n_layers = 1
+    W_E: Tensor  # None when d_embed is 0
+    W_in: Tensor
+    b_in: Tensor | None
+    W_U: Tensor
+    b_U: Tensor | None
 
     def __init__(self, spec: MLPSpec, d_vocab: int, n_ctx: int, d_out: int, positions: list[int]):
         super().__init__()

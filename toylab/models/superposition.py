@@ -49,7 +49,7 @@ class SuperpositionSpec:
         """A freshly initialised model for this task's n_features. Same generator state, same bits."""
         require(
             hasattr(task, "n_features"),
-            f"{type(task).__name__} has no n_features: a superposition model needs a vector task such as SparseFeatures",
+            f"{type(task).__name__} has no n_features: it needs a vector task such as SparseFeatures",
         )
         model = Superposition(self, n_features=task.n_features)
         model.initialise(generator)
@@ -58,6 +58,10 @@ class SuperpositionSpec:
 
 class Superposition(Tapped):
     """The model a SuperpositionSpec describes: W, b; or W_1, W_2, b for `absolute`."""
+
+    W: Tensor
+    W_1: Tensor
+    W_2: Tensor
 
     def __init__(self, spec: SuperpositionSpec, n_features: int):
         super().__init__()

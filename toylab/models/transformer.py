@@ -51,6 +51,7 @@ class TransformerSpec:
                     gpt2: N(0, 0.64/d_model), TransformerLens's default. All times init_scale.
     attn_scale:     scores are divided by it; None = sqrt(d_head).
     attention_rate: the pattern is rate * softmax + (1 - rate); 0 = constant attention (Zhong et al. 2023, section 4).
+                    The constant part is not masked: below 1 a causal model sees later positions too.
     """
 
     n_layers: int
@@ -106,6 +107,19 @@ class TransformerSpec:
 class Transformer(Tapped):
     """The model a TransformerSpec describes; weights are zero until `initialise` or `load_state_dict`."""
 
+    # Present if the spec says so: W_pos, W_in, W_out, W_U. The biases are None where it says no.
+    W_E: Tensor
+    W_pos: Tensor
+    W_Q: Tensor
+    W_K: Tensor
+    W_V: Tensor
+    W_O: Tensor
+    W_in: Tensor
+    W_out: Tensor
+    W_U: Tensor
+    b_O: Tensor | None
+    b_U: Tensor | None
+
     def __init__(self, spec: TransformerSpec, d_vocab: int, n_ctx: int, d_out: int):
         super().__init__()
         self.spec, self.d_vocab, self.n_ctx, self.d_out = spec, d_vocab, n_ctx, d_out
@@ -160,15 +174,38 @@ class Transformer(Tapped):
     def forward(self, tokens: Int[Tensor, "batch pos"], tap: Tap = no_tap) -> Float[Tensor, "batch pos d_out"]:
         """Logits at every position."""
         self._check_tokens(tokens)
-        resid = self._embed(tokens, tap)
-        for layer in range(self.n_layers):
-            resid = tap("resid_pre", layer, resid)
-            resid = resid + tap("attn_out", layer, self.attention(layer, resid, tap))
-            if self.d_mlp:
-                resid = tap("resid_mid", layer, resid)
-                resid = resid + tap("mlp_out", layer, self.mlp(layer, resid, tap))
-            resid = tap("resid_post", layer, resid)
-        return self.unembed(resid, tap)
+        return self.forward_from(0, self._embed(tokens, tap), tap)
+
+    def forward_from(
+        self,
+        layer: int,
+        resid: Float[Tensor, "batch pos d_model"],
+        tap: Tap = no_tap,
+        read: tuple[int, ...] | None = None,
+    ) -> Float[Tensor, "batch read d_out"]:
+        """Logits from the residual stream before block `layer`; layer = n_layers is before the final norm.
+
+        read: only these positions, for which the last block needs no other queries (as in `forward_at`).
+        """
+        if read is None:
+            for at in range(layer, self.n_layers):
+                resid = self.block(at, resid, tap)
+            return self.unembed(resid, tap)
+        at_read = self._read(read, resid.shape[1])
+        if layer == self.n_layers:
+            return self.unembed(resid[:, at_read], tap)
+        for at in range(layer, self.n_layers - 1):
+            resid = self.block(at, resid, tap)
+        return self._last_block(*self._attend(resid, at_read), at_read, tap)
+
+    def block(self, layer: int, resid: Tensor, tap: Tap = no_tap) -> Tensor:
+        """The residual stream after one block, from the one before it: [batch, pos, d_model]."""
+        resid = tap("resid_pre", layer, resid)
+        resid = resid + tap("attn_out", layer, self.attention(layer, resid, tap))
+        if self.d_mlp:
+            resid = tap("resid_mid", layer, resid)
+            resid = resid + tap("mlp_out", layer, self.mlp(layer, resid, tap))
+        return tap("resid_post", layer, resid)
 
     def attention(self, layer: int, resid: Tensor, tap: Tap) -> Tensor:
         """Output of the attention of one layer: [batch, pos, d_model]."""
@@ -265,18 +302,20 @@ class Transformer(Tapped):
         Taps see the last block's sites from attn_scores on, at the read positions; `forward` offers every site.
         """
         self._check_tokens(tokens)
-        n_pos = tokens.shape[1]
-        for r in read:
-            require(-n_pos <= r < n_pos, f"read={read}: there is no position {r} among {n_pos}")
-        at = [r % n_pos for r in read]
+        at = self._read(read, tokens.shape[1])
         one_layer = self.n_layers == 1 and len(at) == 1 and self.spec.positions != "rotary"
         if one_layer and 2 * self.d_vocab < len(tokens):
-            resid, scores, v = self._attend_by_lookup(tokens, at[0])
-        else:
-            resid, scores, v = self._attend(tokens, at)
+            return self._last_block(*self._attend_by_lookup(tokens, at[0]), at, tap)
+        resid = self._embed(tokens)
+        for layer in range(self.n_layers - 1):
+            resid = self.block(layer, resid)
+        return self._last_block(*self._attend(resid, at), at, tap)
+
+    def _last_block(self, resid: Tensor, scores: Tensor, v: Tensor, at: list[int], tap: Tap) -> Tensor:
+        """Logits at the positions `at` from what `_attend` gives: [batch, read, d_out]."""
         layer = self.n_layers - 1
         if self.spec.attention == "causal":
-            scores = scores.masked_fill(causal_mask(tokens.shape[1], tokens.device)[at], -torch.inf)
+            scores = scores.masked_fill(causal_mask(v.shape[1], v.device)[at], -torch.inf)
         pattern = self._pattern(layer, scores, tap)
         if len(at) == 1:  # multiplying and summing beats a tiny matrix product per example and head
             z = (pattern.squeeze(2).transpose(1, 2).unsqueeze(-1) * v).sum(1, keepdim=True)
@@ -289,13 +328,8 @@ class Transformer(Tapped):
             resid = resid + tap("mlp_out", layer, self.mlp(layer, resid, tap))
         return self.unembed(tap("resid_post", layer, resid), tap)
 
-    def _attend(self, tokens: Tensor, at: list[int]) -> tuple[Tensor, Tensor, Tensor]:
-        """Before the last attention: residual stream [b, q, d] and scores [b, h, q, k] at the read positions, values."""
-        resid = self._embed(tokens)
-        for layer in range(self.n_layers - 1):
-            resid = resid + self.attention(layer, resid, no_tap)
-            if self.d_mlp:
-                resid = resid + self.mlp(layer, resid, no_tap)
+    def _attend(self, resid: Tensor, at: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """The last attention: residual stream [b, q, d] and scores [b, h, q, k] at the read positions, and values."""
         last = self.n_layers - 1
         x = self.norm("ln1", last, resid)
         k = per_head(x, self.W_K[last], self._bias("K", last))
@@ -338,6 +372,12 @@ class Transformer(Tapped):
     def _bias(self, name: str, layer: int) -> Tensor | None:
         b = getattr(self, f"b_{name}")
         return None if b is None else b[layer]
+
+    def _read(self, read: tuple[int, ...], n_pos: int) -> list[int]:
+        """The read positions counted from the start; raises UserError for one that is not there."""
+        for r in read:
+            require(-n_pos <= r < n_pos, f"read={read}: there is no position {r} among {n_pos}")
+        return [r % n_pos for r in read]
 
     def _check_tokens(self, tokens: Tensor) -> None:
         require(

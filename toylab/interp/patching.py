@@ -1,0 +1,677 @@
+"""Activation patching: put one activation of one run into another run, and see what becomes of the answer.
+
+1. `Pairs`: a clean and a corrupted input of the same length, with the answer that is right on each.
+2. Denoising runs the corrupted input and restores one site from the clean run: is the site enough? Noising runs the
+   clean input and takes one site from the corrupted run: is it needed? Neither sees everything: denoising one input
+   of an AND finds nothing, noising one input of an OR finds nothing.
+3. `patch`, `ablate`: a sweep. `axes` says what one cell is: "layer pos" patches one position of one layer at a time,
+   "layer head" one head at all positions, "layer head query" one row of its pattern, "layer d_mlp" one neuron.
+4. `attribute`: the same sweep to first order, (source - base) . gradient, or with the gradient integrated.
+5. `get_act_patch_*`: the sweeps under the names, arguments and axes of TransformerLens.
+
+All cells of a layer ride along the batch axis. Three facts save work, each exact: (a) nothing before the patched
+layer changes; (b) a change at one query position stays at that position until the next block's attention, so that one
+run with the site patched everywhere gives the streams after the block for all positions; (c) the last block is needed
+at the read positions only. `patch_serial` is the same sweep with one plain forward per cell.
+
+Sources: Meng et al. 2022 (arXiv 2202.05262), Heimersheim and Nanda 2024 (arXiv 2404.15255), Nanda 2023 (attribution
+patching). Knows tensors, models and taps only. Read next: edges.py, where the unit is one edge of the graph.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from toylab.data import Batch
+from toylab.errors import UserError, one_of, require
+from toylab.taps import SITES, Cache, Chain, HookWarning, Replace, Tap, Tapped, site_name, site_of
+
+DIRECTIONS = ("denoise", "noise")
+ABLATIONS = ("zero", "mean", "resample", "noise")
+# Activations of one chunk of cells: small enough to stay in a processor's cache, large enough to hide the overhead.
+CHUNK = 2**21
+# The axis of a site along which a change stays where it is until the next block's attention mixes positions.
+QUERY_AXIS = {
+    **dict.fromkeys(("q_input", "q", "rot_q", "z", "result", "attn_out", "resid_mid", "mlp_in", "ln2_scale"), "pos"),
+    **dict.fromkeys(("ln2_normalized", "pre", "post", "mlp_out", "resid_post"), "pos"),
+    **dict.fromkeys(("attn_scores", "pattern"), "query"),
+}
+# Sites that belong to one block; those not above reach other positions at once.
+IN_BLOCK = (*QUERY_AXIS, "resid_pre", "attn_in", "k_input", "v_input", "ln1_scale", "ln1_normalized", "k", "v", "rot_k")
+
+
+# --- Inputs, answers and metrics -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a metric compares the outputs with.
+
+    right:  class ids [batch, read]. wrong: the answer to the other input of the pair; None = every other class.
+    weight: [batch, read], which of the read positions count in each example; None = all alike.
+    """
+
+    right: Int[Tensor, "batch read"]
+    wrong: Int[Tensor, "batch read"] | None = None
+    weight: Tensor | None = None
+
+    def average(self, values: Float[Tensor, "*cells batch read"]) -> Float[Tensor, "*cells batch"]:
+        """Mean over the read positions that count."""
+        if self.weight is None:
+            return values.mean(-1)
+        weight = self.weight.to(values)
+        return (values * weight).sum(-1) / weight.sum(-1)
+
+
+Metric = Callable[[Tensor, Answers], Tensor]  # outputs [*cells, batch, read, d_out], answers -> [*cells, batch]
+
+
+@dataclass(frozen=True, eq=False)
+class Pairs:
+    """Clean inputs and their corrupted twins: [batch, pos] each, aligned position by position.
+
+    answers: right on the clean input, wrong = right on the corrupted one. read: the positions asked; None = all.
+    """
+
+    clean: Tensor
+    corrupted: Tensor
+    answers: Answers
+    read: tuple[int, ...] | None = None
+
+    def __post_init__(self):
+        require(
+            self.clean.shape == self.corrupted.shape,
+            f"clean inputs {tuple(self.clean.shape)} and corrupted inputs {tuple(self.corrupted.shape)}: patching "
+            "needs pairs of the same length, aligned position by position",
+        )
+        require(
+            len(self.clean) == len(self.answers.right),
+            f"{len(self.clean)} pairs arrived with {len(self.answers.right)} answers",
+        )
+        if self.answers.weight is not None:
+            empty = (self.answers.weight.sum(-1) <= 0).nonzero().flatten().tolist()
+            require(not empty, f"pairs {empty[:5]} ask for nothing: their weight is 0 at every position")
+
+    @classmethod
+    def of(cls, clean: Batch, corrupted: Batch) -> Pairs:
+        """From a batch and its `task.counterfactual(batch, latent, generator)`, counted where both ask."""
+        weight = clean.weight if corrupted.weight is None else corrupted.weight
+        if clean.weight is not None and corrupted.weight is not None:
+            weight = clean.weight * corrupted.weight
+        return cls(clean.inputs, corrupted.inputs, Answers(clean.targets, corrupted.targets, weight), clean.read)
+
+    def runs(self, direction: str) -> tuple[Tensor, Tensor]:
+        """(the inputs that are run, the inputs whose activations are put in)."""
+        one_of("direction", direction, DIRECTIONS)
+        return (self.corrupted, self.clean) if direction == "denoise" else (self.clean, self.corrupted)
+
+    def __repr__(self) -> str:
+        return f"Pairs({len(self.clean):,} x {self.clean.shape[1:].numel()} tokens, read {self.read or 'everywhere'})"
+
+
+def _pick(values: Tensor, ids: Tensor) -> Tensor:
+    """values [*cells, batch, read, d_out] at ids [batch, read]."""
+    return values.gather(-1, ids.expand(values.shape[:-1]).unsqueeze(-1)).squeeze(-1)
+
+
+def logit_diff(outputs: Float[Tensor, "*cells batch read d_out"], answers: Answers) -> Float[Tensor, "*cells batch"]:
+    """Logit of the right answer minus that of the wrong one; without a wrong answer, minus the mean of all others."""
+    right = _pick(outputs, answers.right)
+    if answers.wrong is not None:
+        return answers.average(right - _pick(outputs, answers.wrong))
+    return answers.average(right - (outputs.sum(-1) - right) / (outputs.shape[-1] - 1))
+
+
+def probability(outputs: Float[Tensor, "*cells batch read d_out"], answers: Answers) -> Float[Tensor, "*cells batch"]:
+    """Probability of the right answer."""
+    return answers.average(_pick(outputs.softmax(-1), answers.right))
+
+
+def loss(outputs: Float[Tensor, "*cells batch read d_out"], answers: Answers) -> Float[Tensor, "*cells batch"]:
+    """Cross-entropy of the right answer, in nats."""
+    return answers.average(-_pick(outputs.log_softmax(-1), answers.right))
+
+
+def accuracy(outputs: Float[Tensor, "*cells batch read d_out"], answers: Answers) -> Float[Tensor, "*cells batch"]:
+    """Share of the asked positions where the right answer has the largest output. Not differentiable."""
+    return answers.average((outputs.argmax(-1) == answers.right).to(outputs.dtype))
+
+
+def kl_from(reference: Float[Tensor, "batch read d_out"]) -> Metric:
+    """The metric KL(reference || outputs) in nats. Its first derivative at the reference is 0: not for `attribute`."""
+    base = reference.detach().log_softmax(-1)
+
+    def kl(outputs: Tensor, answers: Answers) -> Tensor:
+        return answers.average((base.exp() * (base - outputs.log_softmax(-1))).sum(-1))
+
+    return kl
+
+
+METRICS: dict[str, Metric] = {m.__name__: m for m in (logit_diff, probability, loss, accuracy)}
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """The metric after each patch.
+
+    values: [*axes, batch], the metric of every cell and example.
+    axes:   what a cell is, for instance ("layer", "pos"). layers: the numbers along the layer axis.
+    base:   [batch], the unpatched run. target: [batch], the run the values came from; None for an ablation.
+    kind:   denoise, noise, or the ablation.
+    """
+
+    values: Float[Tensor, "*cells batch"]
+    axes: tuple[str, ...]
+    base: Float[Tensor, " batch"]
+    target: Float[Tensor, " batch"] | None
+    kind: str
+    layers: tuple[int, ...] = field(default=())
+
+    @property
+    def mean(self) -> Tensor:
+        """[*axes], the metric averaged over examples."""
+        return self.values.mean(-1)
+
+    @property
+    def effect(self) -> Tensor:
+        """[*axes], mean change from the unpatched run."""
+        return (self.values - self.base).mean(-1)
+
+    @property
+    def stderr(self) -> Tensor:
+        """[*axes], standard error of `effect` over examples."""
+        return (self.values - self.base).std(-1) / self.values.shape[-1] ** 0.5
+
+    @property
+    def normalized(self) -> Tensor:
+        """[*axes], effect / (target - base), a ratio of means: 0 = no effect, 1 = as if all was patched."""
+        gap = self._gap().mean()
+        require(
+            abs(gap) > 1e-9 * max(1.0, float(self.base.abs().mean())),
+            f"on average the metric is the same on both runs ({float(self.base.mean()):.4g}): no effect can be "
+            "expressed as a share of their difference; use effect, or pairs whose answers differ",
+        )
+        return self.effect / gap
+
+    @property
+    def mean_of_ratios(self) -> Tensor:
+        """[*axes], the mean over examples of effect / gap; differs from `normalized`, greatly where a gap is small."""
+        return ((self.values - self.base) / self._gap()).mean(-1)
+
+    def _gap(self) -> Tensor:
+        if self.target is None:
+            raise UserError(f"an ablation ({self.kind}) has no second run to normalise by; use effect")
+        return self.target - self.base
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {n}" for name, n in zip(self.axes, self.values.shape, strict=False))
+        return f"Sweep({self.kind}; {sizes}; {len(self.base):,} examples, unpatched {float(self.base.mean()):.4g})"
+
+
+# --- Sweeps ----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def patch(
+    model: Tapped,
+    pairs: Pairs,
+    site: str,
+    axes: str,
+    metric: Metric = logit_diff,
+    direction: str = "denoise",
+    layers: Sequence[int] | None = None,
+) -> Sweep:
+    """The metric after putting each cell of a site from the one run of a pair into the other.
+
+    site:   resid_pre, resid_mid, resid_post, attn_out, mlp_out, q, k, v, z, result, attn_scores, pattern, pre, post,
+            or any other name of taps.SITES. axes: "layer" and axes of that site, in the order wanted.
+    metric: (outputs [*cells, batch, read, d_out], Answers) -> [*cells, batch].
+    Exact checks: denoising resid_post at all positions ("layer") gives the clean metric, noising the corrupted one.
+    Raises UserError for an unknown site or axis, and for a metric that is the same on both inputs of every pair.
+    """
+    tokens, others = pairs.runs(direction)
+    names = _sites(model, site, layers)
+    source = model.run_with_cache(others, list(names.values()))[1]
+    base = metric(_outputs(model, tokens, pairs.read), pairs.answers)
+    target = metric(_outputs(model, others, pairs.read), pairs.answers)
+    _check_metric(base, target)
+    values = _sweep(model, tokens, source, site, axes, names, pairs.read, partial(metric, answers=pairs.answers))
+    return Sweep(values, tuple(axes.split()), base, target, direction, _numbers(names))
+
+
+@torch.no_grad()
+def ablate(
+    model: Tapped,
+    inputs: Tensor,
+    answers: Answers,
+    site: str,
+    axes: str,
+    metric: Metric = loss,
+    kind: str = "mean",
+    read: tuple[int, ...] | None = None,
+    layers: Sequence[int] | None = None,
+    generator: torch.Generator | None = None,
+    noise: float = 3.0,
+) -> Sweep:
+    """The metric after removing each cell of a site from the run on `inputs`.
+
+    kind: zero; mean over the batch, per position; resample, the value on another row (a permutation that moves every
+    row); noise, plus N(0, (noise x the site's standard deviation)^2). The last two draw from `generator`.
+    """
+    names = _sites(model, site, layers)
+    cache = model.run_with_cache(inputs, list(names.values()))[1]
+    source = {full: ablated(cache[full], kind, generator, noise) for full in names.values()}
+    base = metric(_outputs(model, inputs, read), answers)
+    values = _sweep(model, inputs, source, site, axes, names, read, partial(metric, answers=answers))
+    return Sweep(values, tuple(axes.split()), base, None, kind, _numbers(names))
+
+
+def ablated(
+    value: Float[Tensor, "batch ..."], kind: str, generator: torch.Generator | None = None, noise: float = 3.0
+) -> Float[Tensor, "batch ..."]:
+    """What stands in place of an activation under an ablation; entries that are -inf (masked scores) stay."""
+    one_of("kind", kind, ABLATIONS)
+    require(
+        kind in ("zero", "mean") or generator is not None, f"a {kind} ablation draws at random: pass a torch.Generator"
+    )
+    if kind == "zero":
+        new = torch.zeros_like(value)
+    elif kind == "mean":
+        new = value.mean(0, keepdim=True).expand_as(value)
+    elif kind == "resample":
+        require(len(value) > 1, "a resample ablation needs at least two examples")
+        order = torch.randperm(len(value), generator=generator)
+        # Each row takes the value of the row after it on one random cycle, so that none keeps its own.
+        new = torch.empty_like(value).index_copy_(0, order, value[order.roll(1)])
+    else:
+        sigma = value[value.isfinite()].std()
+        new = value + noise * sigma * torch.randn(value.shape, generator=generator).to(value)
+    return torch.where(value.isfinite(), new, value)
+
+
+@torch.no_grad()
+def patch_serial(
+    model: Tapped,
+    pairs: Pairs,
+    site: str,
+    axes: str,
+    metric: Metric = logit_diff,
+    direction: str = "denoise",
+    layers: Sequence[int] | None = None,
+) -> Sweep:
+    """`patch` with one forward and one hook per cell: the definition, and what the fast sweep is tested against."""
+    tokens, others = pairs.runs(direction)
+    names = _sites(model, site, layers)
+    source = model.run_with_cache(others, list(names.values()))[1]
+    values, shape = [], _cells(source[next(iter(source))].shape[1:], site, axes)[1]
+    for full in names.values():
+        for mask in _cells(source[full].shape[1:], site, axes)[0]:
+            hook = _where(mask, source[full])
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", HookWarning)  # equal values on both runs are no mistake here
+                outputs = model.run_with_hooks(tokens, [(full, hook)], pairs.read)
+            values.append(metric(outputs, pairs.answers))
+    base = metric(_outputs(model, tokens, pairs.read), pairs.answers)
+    target = metric(_outputs(model, others, pairs.read), pairs.answers)
+    stacked = torch.stack(values).unflatten(0, (len(names), *shape))
+    return Sweep(_with_layer_axis(stacked, axes), tuple(axes.split()), base, target, direction, _numbers(names))
+
+
+def _where(mask: Tensor, source: Tensor) -> Callable[..., Tensor]:
+    return lambda value, hook: torch.where(mask, source, value)
+
+
+@dataclass
+class Put(Tap):
+    """Replaces the part of one site that a mask says. Under vmap the mask is one cell's."""
+
+    full: str
+    mask: Tensor
+    source: Tensor
+
+    def __call__(self, name, layer, value):
+        return torch.where(self.mask, self.source, value) if site_name(name, layer) == self.full else value
+
+    def wants(self, name, layer):
+        return site_name(name, layer) == self.full
+
+
+def _sites(model: Tapped, site: str, layers: Sequence[int] | None) -> dict[int | None, str]:
+    """Layer -> full name of a site; raises UserError for a site or layer the model does not have."""
+    if site not in SITES:
+        one_of("site", site, SITES)
+    if "{}" not in SITES[site].path:
+        return {None: model.find_sites(site)[0]}
+    numbers = range(model.n_layers) if layers is None else layers
+    return {layer % model.n_layers: model.find_sites((site, layer))[0] for layer in numbers}
+
+
+def _numbers(names: Mapping[int | None, str]) -> tuple[int, ...]:
+    return tuple(layer for layer in names if layer is not None)
+
+
+def _outputs(model: Tapped, tokens: Tensor, read: tuple[int, ...] | None) -> Tensor:
+    """Outputs at the read positions by the definition, so that unpatched and patched values agree to rounding."""
+    outputs = model(tokens)
+    return outputs if read is None else outputs[:, list(read)]
+
+
+def _check_metric(base: Tensor, target: Tensor) -> None:
+    if base.numel() and torch.equal(base, target):
+        raise UserError(
+            f"the metric is the same on the clean and the corrupted input of every pair ({float(base.mean()):.4g} on "
+            "average), so no patch can change it: use pairs whose answers differ, or another metric"
+        )
+
+
+def _cells(shape: Sequence[int], site: str, axes: str) -> tuple[Bool[Tensor, "cell *site"], tuple[int, ...]]:
+    """(masks [cell, *site axes without batch], sizes of the cell axes) for "layer" and axes of this site.
+
+    A site axis that is no cell axis has size 1 in the mask: the whole of it is patched.
+    """
+    own = SITES[site].axes.split()[1:]
+    wanted = [name for name in axes.split() if name != "layer"]
+    layered = "{}" in SITES[site].path
+    allowed = (["layer"] if layered else []) + own
+    for name in axes.split():
+        one_of(f"axes={axes!r} of {site}", name, allowed)
+    require(len(set(axes.split())) == len(axes.split()), f"axes={axes!r} names an axis twice")
+    require("layer" in axes.split() or not layered, f'axes={axes!r}: {site} exists per layer, so start with "layer"')
+    sizes = tuple(shape[own.index(name)] for name in wanted)
+    mask = torch.ones(*sizes, *[1] * len(own), dtype=torch.bool)
+    for i, (name, n) in enumerate(zip(wanted, sizes, strict=True)):
+        eye = [1] * mask.ndim
+        eye[i], eye[len(wanted) + own.index(name)] = n, n
+        mask = mask & torch.eye(n, dtype=torch.bool).reshape(eye)
+    return mask.reshape(-1, *mask.shape[len(wanted) :]), sizes
+
+
+def _with_layer_axis(values: Tensor, axes: str) -> Tensor:
+    """values [layer, *other cell axes, batch] with the layer axis where `axes` has it (or dropped)."""
+    order = axes.split()
+    return values.movedim(0, order.index("layer")) if "layer" in order else values[0]
+
+
+def _sweep(
+    model: Tapped,
+    tokens: Tensor,
+    source: Mapping[str, Tensor],
+    site: str,
+    axes: str,
+    names: Mapping[int | None, str],
+    read: tuple[int, ...] | None,
+    score: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """score(outputs [cells, batch, read, d_out]) of every cell: [*axes, batch] if it scores each example."""
+    base = Streams.of(model, tokens) if hasattr(model, "block") and site in IN_BLOCK else None
+    per_layer = []
+    for layer, full in names.items():
+        if base is None or layer is None:
+            chunks = _by_whole_forward(model, tokens, source[full], full, axes, read)
+        else:
+            chunks = _by_block(model, base, source[full], site, layer, axes, read)
+        values = torch.cat([score(outputs) for outputs in chunks])
+        sizes = _cells(source[full].shape[1:], site, axes)[1]
+        per_layer.append(values.unflatten(0, sizes) if sizes else values[0])
+    return _with_layer_axis(torch.stack(per_layer), axes)
+
+
+def _by_whole_forward(
+    model: Tapped, tokens: Tensor, source: Tensor, full: str, axes: str, read: tuple[int, ...] | None
+) -> Iterator[Tensor]:
+    """Outputs [cells, batch, read, d_out], chunk by chunk, for any model. vmap runs what precedes the patch once."""
+    masks = _cells(source.shape[1:], site_of(full)[0], axes)[0].to(source.device)
+
+    def one(mask: Tensor) -> Tensor:
+        outputs = model.forward(tokens, Put(full, mask, source))
+        return outputs if read is None else outputs[:, list(read)]
+
+    for chunk in masks.split(max(1, CHUNK // max(1, source.numel()))):
+        yield torch.vmap(one)(chunk)
+
+
+@dataclass(frozen=True, eq=False)
+class Streams:
+    """The residual stream of one run before every block and after the last: resid [n_layers + 1] of [batch, pos, d]."""
+
+    resid: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, model, tokens: Tensor) -> Streams:
+        last = model.n_layers - 1
+        wanted = [("resid_pre", layer) for layer in range(model.n_layers)] + [("resid_post", last)]
+        cache = model.run_with_cache(tokens, wanted)[1]
+        return cls(tuple(cache[name] for name in wanted))
+
+
+def _by_block(
+    model, base: Streams, source: Tensor, site: str, layer: int, axes: str, read: tuple[int, ...] | None
+) -> Iterator[Tensor]:
+    """Outputs [cells, batch, read, d_out], chunk by chunk, in a model with blocks, by facts (a), (b), (c) above.
+
+    1. One cell per combination of the cell axes other than the query axis: streams after the block, by vmap.
+    2. If the query axis is a cell axis, a stream per position: the unpatched stream with that position exchanged.
+    3. The rest of the model from the next block on.
+    """
+    before, after = base.resid[layer], base.resid[layer + 1]
+    query = QUERY_AXIS.get(site)
+    cell_axes = [name for name in axes.split() if name != "layer"]
+    by_query = query in cell_axes
+    others = [name for name in cell_axes if name != query or not by_query]
+    masks, sizes = _cells(source.shape[1:], site, " ".join(["layer", *others]))
+    masks = masks.to(source.device)
+    full, n_pos = site_name(site, layer), before.shape[1]
+    at_once = max(1, CHUNK // (before[..., 0].numel() * max(model.d_model, model.d_mlp)))
+
+    if not by_query:
+        for chunk in masks.split(at_once):
+            if site == "resid_pre":
+                streams = torch.where(chunk.unsqueeze(1), source, before)
+                yield _finish(model, layer, streams, read)
+            else:
+                streams = torch.vmap(lambda mask: model.block(layer, before, Put(full, mask, source)))(chunk)
+                yield _finish(model, layer + 1, streams, read)
+        return
+
+    patched = [
+        torch.vmap(lambda mask: model.block(layer, before, Put(full, mask, source)))(chunk)
+        for chunk in masks.split(at_once)
+    ]
+    everywhere = torch.cat(patched)  # [other cells, batch, pos, d_model]: row p is right for the patch at p
+    # Cells in the order of `axes`: [*cell axes] of (other cell, position).
+    place = cell_axes.index(query)
+    grid = torch.cartesian_prod(torch.arange(len(masks)), torch.arange(n_pos)).reshape(*sizes, n_pos, 2)
+    grid = grid.movedim(len(sizes), place).reshape(-1, 2).to(before.device)
+    if layer == model.n_layers - 1:
+        yield from _at_the_end(model, everywhere, after, grid, read, at_once)
+        return
+    here = torch.arange(n_pos, device=before.device)
+    for chunk in grid.split(at_once):
+        cell, pos = chunk[:, 0], chunk[:, 1]
+        streams = torch.where((here == pos[:, None])[:, None, :, None], everywhere[cell], after)
+        yield _finish(model, layer + 1, streams, read)
+
+
+def _finish(model, layer: int, streams: Tensor, read: tuple[int, ...] | None) -> Tensor:
+    """Outputs [cells, batch, read, d_out] from streams [cells, batch, pos, d_model] before block `layer`."""
+    return model.forward_from(layer, streams.flatten(0, 1), read=read).unflatten(0, streams.shape[:2])
+
+
+def _at_the_end(model, everywhere, after, grid, read, at_once) -> Iterator[Tensor]:
+    """After the last block no position sees another: the outputs themselves are exchanged, one position per cell."""
+    patched = torch.cat([_finish(model, model.n_layers, chunk, read) for chunk in everywhere.split(at_once)])
+    untouched = model.forward_from(model.n_layers, after, read=read)
+    n_pos = after.shape[1]
+    here = torch.arange(n_pos, device=after.device)
+    at = here if read is None else here[list(read)]
+    for chunk in grid.split(max(1, CHUNK // untouched.numel())):
+        cell, pos = chunk[:, 0], chunk[:, 1]
+        yield torch.where((at == pos[:, None])[:, None, :, None], patched[cell], untouched)
+
+
+# --- To first order --------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class AddZero(Tap):
+    """Adds a zero that wants a gradient at the named sites; afterwards `zeros` holds them by full name."""
+
+    names: frozenset[str]
+    zeros: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, name, layer, value):
+        full = site_name(name, layer)
+        if full not in self.names:
+            return value
+        self.zeros[full] = torch.zeros_like(value).requires_grad_()
+        return value + self.zeros[full]
+
+    def wants(self, name, layer):
+        return site_name(name, layer) in self.names
+
+
+def gradients(
+    model: Tapped,
+    tokens: Tensor,
+    names: Sequence[str],
+    score: Callable[[Tensor], Tensor],
+    read: tuple[int, ...] | None = None,
+    tap: Tap | None = None,
+) -> dict[str, Tensor]:
+    """d score / d site of every example, for all named sites by one backward pass; 0 where nothing depends on it.
+
+    score: outputs -> [batch]. tap: edits that happen before the gradients are taken.
+    """
+    with torch.enable_grad():
+        zero = AddZero(frozenset(names))
+        outputs = model.forward(tokens, zero if tap is None else Chain([tap, zero]))
+        total = score(outputs if read is None else outputs[:, list(read)]).sum()
+        require(
+            total.requires_grad, "the metric has no gradient (accuracy, argmax): take logit_diff, loss or probability"
+        )
+        grads = torch.autograd.grad(total, list(zero.zeros.values()), allow_unused=True)
+    return {
+        full: torch.zeros_like(z) if g is None else g for (full, z), g in zip(zero.zeros.items(), grads, strict=True)
+    }
+
+
+def attribute(
+    model: Tapped,
+    pairs: Pairs,
+    site: str,
+    axes: str,
+    metric: Metric = logit_diff,
+    direction: str = "denoise",
+    layers: Sequence[int] | None = None,
+    steps: int = 0,
+) -> Sweep:
+    """Attribution patching: `patch` to first order, base + <source - base, d metric / d site>, for all cells at once.
+
+    steps = 0: the gradient of the unpatched run (two forwards and one backward for every layer together). steps > 0:
+    the mean gradient at that many midpoints of the straight line from base to source at this site (integrated
+    gradients, one layer at a time); the scores of all cells of a layer then add up to the effect of patching all of
+    it, in the limit of many steps. Exact where the rest of the model is affine; else the error is of second order.
+    """
+    require(steps >= 0, f"steps={steps}: 0 (plain gradient) or more")
+    tokens, others = pairs.runs(direction)
+    names = _sites(model, site, layers)
+    score = partial(metric, answers=pairs.answers)
+    with torch.no_grad():
+        source = model.run_with_cache(others, list(names.values()))[1]
+        here = model.run_with_cache(tokens, list(names.values()))[1]
+        base, target = (score(_outputs(model, x, pairs.read)) for x in (tokens, others))
+    _check_metric(base, target)
+    grads = gradients(model, tokens, list(names.values()), score, pairs.read) if steps == 0 else {}
+    per_layer = []
+    for full in names.values():
+        # Masked scores are -inf in both runs: no difference, and no gradient.
+        delta = torch.where(here[full].isfinite(), source[full] - here[full], 0)
+        if steps:
+            line = [(i + 0.5) / steps for i in range(steps)]
+            midway = (Replace({full: here[full] + t * delta}) for t in line)
+            grads[full] = sum(gradients(model, tokens, [full], score, pairs.read, tap)[full] for tap in midway) / steps
+        per_layer.append(_sum_to_cells(delta * grads[full], site, axes))
+    estimate = _with_layer_axis(torch.stack(per_layer), axes)
+    return Sweep(base + estimate, tuple(axes.split()), base, target, direction, _numbers(names))
+
+
+def _sum_to_cells(x: Tensor, site: str, axes: str) -> Tensor:
+    """x [batch, *site axes] summed over what is no cell axis: [*cell axes, batch]."""
+    _cells(x.shape[1:], site, axes)  # checks the names
+    own = SITES[site].axes.split()
+    wanted = [name for name in axes.split() if name != "layer"]
+    drop = [i for i, name in enumerate(own) if i > 0 and name not in wanted]
+    x = x.sum(drop) if drop else x
+    kept = [name for name in own if name == "batch" or name in wanted]
+    return x.permute([*(kept.index(name) for name in wanted), 0])
+
+
+# --- The names of TransformerLens ------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def get_act_patch(
+    site: str,
+    axes: str,
+    model: Tapped,
+    corrupted_tokens: Tensor,
+    clean_cache: Cache,
+    patching_metric: Callable[[Tensor], Tensor],
+) -> Tensor:
+    """[*axes]: patching_metric(logits [batch, pos, d_vocab]) -> number, of the corrupted run with each cell clean."""
+    names = _sites(model, site, None)
+    source = {full: clean_cache[full] for full in names.values()}
+
+    def score(outputs: Tensor) -> Tensor:
+        return torch.stack([torch.as_tensor(patching_metric(logits)) for logits in outputs])
+
+    return _sweep(model, corrupted_tokens, source, site, axes, names, None, score)
+
+
+# Each is called as f(model, corrupted_tokens, clean_cache, patching_metric). "out" of a head is its z, as there.
+get_act_patch_resid_pre = partial(get_act_patch, "resid_pre", "layer pos")
+get_act_patch_resid_mid = partial(get_act_patch, "resid_mid", "layer pos")
+get_act_patch_attn_out = partial(get_act_patch, "attn_out", "layer pos")
+get_act_patch_mlp_out = partial(get_act_patch, "mlp_out", "layer pos")
+get_act_patch_attn_head_out_by_pos = partial(get_act_patch, "z", "layer pos head")
+get_act_patch_attn_head_q_by_pos = partial(get_act_patch, "q", "layer pos head")
+get_act_patch_attn_head_k_by_pos = partial(get_act_patch, "k", "layer pos head")
+get_act_patch_attn_head_v_by_pos = partial(get_act_patch, "v", "layer pos head")
+get_act_patch_attn_head_pattern_by_pos = partial(get_act_patch, "pattern", "layer head query")
+get_act_patch_attn_head_pattern_dest_src_pos = partial(get_act_patch, "pattern", "layer head query key")
+get_act_patch_attn_head_out_all_pos = partial(get_act_patch, "z", "layer head")
+get_act_patch_attn_head_q_all_pos = partial(get_act_patch, "q", "layer head")
+get_act_patch_attn_head_k_all_pos = partial(get_act_patch, "k", "layer head")
+get_act_patch_attn_head_v_all_pos = partial(get_act_patch, "v", "layer head")
+get_act_patch_attn_head_pattern_all_pos = partial(get_act_patch, "pattern", "layer head")
+
+
+def get_act_patch_attn_head_all_pos_every(model, corrupted_tokens, clean_cache, patching_metric) -> Tensor:
+    """[5, layer, head]: z, q, k, v, pattern."""
+    sites = ("z", "q", "k", "v", "pattern")
+    return torch.stack(
+        [get_act_patch(s, "layer head", model, corrupted_tokens, clean_cache, patching_metric) for s in sites]
+    )
+
+
+def get_act_patch_attn_head_by_pos_every(model, corrupted_tokens, clean_cache, patching_metric) -> Tensor:
+    """[5, layer, pos, head]: z, q, k, v, and the pattern by query."""
+    axes = {**dict.fromkeys(("z", "q", "k", "v"), "layer pos head"), "pattern": "layer query head"}
+    return torch.stack(
+        [get_act_patch(s, a, model, corrupted_tokens, clean_cache, patching_metric) for s, a in axes.items()]
+    )
+
+
+def get_act_patch_block_every(model, corrupted_tokens, clean_cache, patching_metric) -> Tensor:
+    """[3, layer, pos]: resid_pre, attn_out, mlp_out."""
+    sites = ("resid_pre", "attn_out", "mlp_out")
+    return torch.stack(
+        [get_act_patch(s, "layer pos", model, corrupted_tokens, clean_cache, patching_metric) for s in sites]
+    )

@@ -1,0 +1,847 @@
+"""Probes: can a variable be read off activations, by how simple a reader, and is that more than the input gives away?
+
+1. `as_rows` lays activations [*layer, batch, pos, d] and a latent's values [batch, pos, ...] out as rows; `split_by_group`
+   puts whole sequences on one side. Positions of one sequence share tokens, so a split by position leaks.
+2. `Moments`: means, scatter and class sums. Everything closed-form (ridge, LDA, mass-mean, sparse selection, LEACE) is
+   a function of them, so all layers and all targets share one pass over the data. Moments of pieces add up.
+3. `fit` -> `Probe` (ridge, lda, mass_mean, logistic), `fit_sparse` -> `Probe` on k columns, `fit_mlp` -> `MLPProbe`.
+4. `evaluate`: accuracy, balanced accuracy, AUROC or R^2, each with its count and a standard error over sequences.
+5. `ladder`: the same probe on the input, an untrained network, the trained one, and on shuffled or control labels.
+
+Sources: Alain and Bengio 2016 (arXiv 1610.01644); Hewitt and Liang 2019 (arXiv 1909.03368; control tasks); Gurnee et al.
+2023 (arXiv 2305.01610; k-sparse); Marks and Tegmark 2023 (arXiv 2310.06824; mass-mean). Knows tensors only.
+Classes are integers, -1 where the variable is undefined (those rows are left out); reals are regressed on.
+Letters: l layers, n rows, d activations, t targets, c classes. Read next: erasure.py.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from math import sqrt
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from scipy import optimize
+from torch import Tensor
+
+from toylab.errors import UserError, one_of, require
+
+# --- Rows and splits -------------------------------------------------------------------------------------------------
+
+
+def as_rows(x: Float[Tensor, "*layer batch pos d"], values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Activations and a latent's values [batch, pos, ...] as (x [*layer, n, d], y [n, target], group [n]).
+
+    Row number = sequence * pos + position; group is the sequence number. Targets are the trailing axes of `values`,
+    flattened (the 64 squares of a board).
+    """
+    require(
+        values.shape[:2] == x.shape[-3:-1],
+        f"values of shape {tuple(values.shape)} arrived with activations {tuple(x.shape)}; "
+        f"expected [batch={x.shape[-3]}, pos={x.shape[-2]}, ...]",
+    )
+    batch, pos = values.shape[:2]
+    group = torch.arange(batch, device=values.device).repeat_interleave(pos)
+    return x.flatten(-3, -2), values.reshape(batch * pos, -1), group
+
+
+def split_by_group(
+    group: Int[Tensor, " n"], frac_train: float, generator: torch.Generator
+) -> tuple[Int[Tensor, " train"], Int[Tensor, " test"]]:
+    """Row numbers (train, test) such that no group (sequence, game) is on both sides; groups are drawn at random."""
+    require(0 < frac_train < 1, f"frac_train={frac_train} is outside (0, 1); 0.8 is usual")
+    names, member = group.unique(return_inverse=True)
+    n_train = round(frac_train * len(names))
+    require(
+        0 < n_train < len(names),
+        f"frac_train={frac_train} of {len(names)} groups leaves one side empty; take more sequences",
+    )
+    chosen = torch.zeros(len(names), dtype=torch.bool)
+    chosen[torch.randperm(len(names), generator=generator)[:n_train]] = True
+    in_train = chosen.to(member.device)[member]
+    return in_train.nonzero().squeeze(1), (~in_train).nonzero().squeeze(1)
+
+
+def control_labels(
+    types: Int[Tensor, " n"], y: Int[Tensor, "n target"], generator: torch.Generator
+) -> Int[Tensor, "n target"]:
+    """Hewitt and Liang's control task: a fixed random class for every type (token, last move), the marginals of y.
+
+    The class of a type is drawn from the rows of y where it is defined; undefined rows stay -1. A probe that does
+    well on these labels has memorised types; selectivity = accuracy(y) - accuracy(control).
+    """
+    _, member = types.unique(return_inverse=True)
+    n_types = int(member.max()) + 1
+    columns = []
+    for column in y.T:
+        defined = column[column >= 0]
+        drawn = defined[torch.randint(len(defined), (n_types,), generator=generator)]
+        columns.append(torch.where(column >= 0, drawn[member], -1))
+    return torch.stack(columns, 1)
+
+
+# --- Moments ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """First and second moments of activations x and columns y (class indicators or reals), in float64.
+
+    n: rows.  mean: [*layer, d].  scatter: [*layer, d, d], sum of (x - mean)(x - mean)^T.  y_mean: [column].
+    cross: [*layer, d, column], sum of (x - mean) y^T.  rtol: what counts as rank 0 beside the largest eigenvalue.
+    a + b is the moments of both pieces together (Chan et al. 1983), so data may come in a stream.
+    """
+
+    n: int
+    mean: Float[Tensor, "*layer d"]
+    scatter: Float[Tensor, "*layer d d"]
+    y_mean: Float[Tensor, " column"]
+    cross: Float[Tensor, "*layer d column"]
+    rtol: float
+
+    def __add__(self, other: Moments) -> Moments:
+        n = self.n + other.n
+        step, y_step = other.mean - self.mean, other.y_mean - self.y_mean
+        weight = self.n * other.n / n
+        return Moments(
+            n=n,
+            mean=self.mean + step * (other.n / n),
+            scatter=self.scatter + other.scatter + weight * step[..., :, None] * step[..., None, :],
+            y_mean=self.y_mean + y_step * (other.n / n),
+            cross=self.cross + other.cross + weight * step[..., :, None] * y_step,
+            rtol=max(self.rtol, other.rtol),
+        )
+
+
+def moments(x: Float[Tensor, "*layer n d"], y: Float[Tensor, "n column"]) -> Moments:
+    """The moments of these rows. Sums run in x's dtype, everything after them in float64. Raises on NaN or infinity."""
+    require(x.shape[-2] == len(y), f"{x.shape[-2]} rows of activations arrived with {len(y)} rows of labels")
+    require(len(y) > 1, f"{len(y)} rows arrived; at least 2 are needed")
+    n, d = x.shape[-2:]
+    flat = x.reshape(-1, n, d)
+    sums, squares = _sums(flat, y)
+    mean = sums[..., -1] / n
+    variance = squares.diagonal(dim1=-2, dim2=-1) / n - mean**2
+    # sum x x^T - n mean mean^T loses the digits of mean^2/variance. A second pass over centred data keeps them, and
+    # is only paid for where the loss would show.
+    if bool((mean**2 > 10 * variance).any()):
+        shift = mean.to(x.dtype)
+        sums, squares = _sums(flat - shift[:, None], y)
+        rest = sums[..., -1] / n
+        mean = shift.double() + rest
+    else:
+        rest = mean
+    finite = sums.isfinite().all() and squares.isfinite().all()
+    require(bool(finite), "the activations or labels hold NaN or infinity (or overflow when squared)")
+    y_mean = y.double().mean(0)
+    lead = x.shape[:-2]
+    return Moments(
+        n=n,
+        mean=mean.reshape(*lead, d),
+        scatter=(squares - n * rest[:, :, None] * rest[:, None, :]).reshape(*lead, d, d),
+        y_mean=y_mean,
+        cross=(sums[..., :-1] - n * rest[:, :, None] * y_mean).reshape(*lead, d, -1),
+        rtol=d * torch.finfo(x.dtype).eps,
+    )
+
+
+def _sums(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """(x^T [y, 1], x^T x) of each layer, in float64. One layer at a time stays in the processor's cache."""
+    with_ones = torch.cat([y.to(x), x.new_ones(len(y), 1)], 1)
+    return torch.stack([a.T @ with_ones for a in x]).double(), torch.stack([a.T @ a for a in x]).double()
+
+
+def class_moments(x: Float[Tensor, "*layer n d"], y: Int[Tensor, "n target"], n_classes: int) -> Moments:
+    """Moments with one indicator column per target and class, column = target * n_classes + class; no -1 in y."""
+    # The indicators of a target add up to 1 and x is centred: the last class is minus the sum of the others.
+    some = moments(x, F.one_hot(y, n_classes)[..., :-1].flatten(1).to(x.dtype))
+    y_mean, cross = (
+        value.unflatten(-1, (y.shape[1], n_classes - 1)) if n_classes > 1 else value
+        for value in (some.y_mean, some.cross)
+    )
+    y_mean = torch.cat([y_mean, 1 - y_mean.sum(-1, keepdim=True)], -1).flatten(-2)
+    cross = torch.cat([cross, -cross.sum(-1, keepdim=True)], -1).flatten(-2)
+    return Moments(some.n, some.mean, some.scatter, y_mean, cross, some.rtol)
+
+
+def solve(scatter: Float[Tensor, "*layer d d"], penalty: float, rhs: Float[Tensor, "*layer d k"], rtol: float) -> Tensor:
+    """(scatter + penalty I)^-1 rhs; the pseudo-inverse where that is singular (eigenvalues below rtol * largest)."""
+    d = scatter.shape[-1]
+    if penalty > 0:
+        factor, failed = torch.linalg.cholesky_ex(scatter + penalty * torch.eye(d, dtype=scatter.dtype))
+        if not failed.any():
+            return torch.cholesky_solve(rhs, factor)
+    values, vectors = torch.linalg.eigh(scatter)
+    values = values.clamp_min(0) + penalty
+    kept = values > rtol * values[..., -1:]
+    inverse = torch.where(kept, 1 / torch.where(kept, values, 1), 0)
+    return vectors @ (inverse[..., None] * (vectors.mT @ rhs))
+
+
+# --- Linear probes ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Probe:
+    """scores = x @ weight^T + bias, one per target and class; the largest is the prediction. Reals have one "class".
+
+    weight:    [*layer, target, class, d]; padded to the largest number of classes.
+    bias:      [*layer, target, class]; -inf for classes a target does not have or never showed.
+    n_classes: [target], 0 for reals.
+    support:   [*layer, target, k] columns used by a sparse probe, best first; None when dense.
+    """
+
+    kind: str
+    weight: Float[Tensor, "*layer target c d"]
+    bias: Float[Tensor, "*layer target c"]
+    n_classes: Int[Tensor, " target"]
+    support: Int[Tensor, "*layer target k"] | None = None
+
+    def scores(self, x: Float[Tensor, "*layer n d"]) -> Float[Tensor, "*layer n target c"]:
+        """One score per row, target and class."""
+        require(
+            x.shape[-1] == self.weight.shape[-1] and x.shape[:-2] == self.weight.shape[:-3],
+            f"activations of shape {tuple(x.shape)} arrived; this probe was fitted on "
+            f"[{', '.join([*map(str, self.weight.shape[:-3]), 'n', str(self.weight.shape[-1])])}]",
+        )
+        out = x @ self.weight.flatten(-3, -2).mT
+        return out.unflatten(-1, self.weight.shape[-3:-1]) + self.bias.unsqueeze(-3)
+
+    def predict(self, x: Float[Tensor, "*layer n d"]) -> Tensor:
+        """Classes [*layer, n, target], or real values."""
+        return predictions(self.scores(x), self.n_classes)
+
+    @property
+    def directions(self) -> Float[Tensor, "*layer target c d"]:
+        """Unit vectors along which the score of a class rises against the mean of the target's classes.
+
+        With two classes row 1 points from class 0 to class 1 and row 0 is its negative. For reals: the weight.
+        """
+        valid = self.bias.isfinite().unsqueeze(-1)
+        mean = (self.weight * valid).sum(-2, keepdim=True) / valid.sum(-2, keepdim=True)
+        centred = torch.where((self.n_classes > 0)[:, None, None], (self.weight - mean) * valid, self.weight)
+        return F.normalize(centred, dim=-1)
+
+
+def predictions(scores: Float[Tensor, "*layer n target c"], n_classes: Int[Tensor, " target"]) -> Tensor:
+    """The class with the largest score, or the score itself for reals: [*layer, n, target]."""
+    return scores[..., 0] if not n_classes.any() else scores.argmax(-1)
+
+
+def fit(x: Float[Tensor, "*layer n d"], y: Tensor, kind: str, penalty: float = 0.0) -> Probe:
+    """A linear probe for every layer and every column of y ([n] or [n, target]).
+
+    kind       scores                                                  penalty
+    ridge      least squares on class indicators, or on real values    sum of squares + penalty |w|^2 (Ridge's alpha)
+    lda        log of prior times Gaussian with the shared covariance  S + penalty I
+    mass_mean  the nearest class mean; no covariance, no prior         none
+    logistic   maximum likelihood                                      sum of losses + penalty/2 |w|^2 (1/C); > 0
+
+    Intercepts are never penalised. Two classes use one logistic weight vector, more a softmax, as scikit-learn does.
+    Known exactly: Gaussian classes with one covariance: LDA is the Bayes rule; ridge -> 0 is parallel to LDA. Accuracy,
+    at any fixed penalty, does not change when the activations are rotated.
+    Raises UserError for a target with one class, NaN, and reals with anything but ridge.
+    """
+    one_of("kind", kind, FAMILIES)
+    require(penalty >= 0, f"penalty={penalty}: 0 or more")
+    require(kind != "mass_mean" or penalty == 0, "mass_mean has nothing to penalise; lda is its regularised relative")
+    require(kind != "logistic" or penalty > 0, "logistic needs penalty > 0: separable classes have no optimum without")
+    y = checked_labels(y, x.shape[-2])
+    require(
+        kind == "ridge" or not y.is_floating_point(), f"{kind} needs classes (integers); these labels are real: ridge"
+    )
+    layers, flat = x.shape[:-2], x.reshape(-1, *x.shape[-2:])
+    n_classes = count_classes(y)
+    weight = flat.new_zeros(len(flat), y.shape[1], max(1, int(n_classes.max())), flat.shape[-1])
+    bias = flat.new_full(weight.shape[:-1], -torch.inf)
+    for targets, rows, c in shared_rows(y, n_classes):
+        xs, ys = (flat, y[:, targets]) if rows is None else (flat[:, rows], y[rows][:, targets])
+        w, b = FAMILIES[kind](xs, ys, c, penalty)
+        weight[:, targets, : max(1, c)], bias[:, targets, : max(1, c)] = w.to(weight), b.to(bias)
+    return Probe(kind, weight.reshape(*layers, *weight.shape[1:]), bias.reshape(*layers, *bias.shape[1:]), n_classes)
+
+
+def checked_labels(y: Tensor, n: int) -> Tensor:
+    """y as [n, target]; raises on wrong sizes, NaN, classes below -1, and targets with fewer than two values."""
+    y = y[:, None] if y.ndim == 1 else y
+    require(
+        y.ndim == 2 and len(y) == n,
+        f"labels of shape {tuple(y.shape)} arrived with {n} rows of activations; expected [{n}] or [{n}, target]",
+    )
+    if y.is_floating_point():
+        require(bool(y.isfinite().all()), "the labels hold NaN or infinity")
+        flat = (y == y[:1]).all(0).nonzero().flatten().tolist()
+        require(not flat, f"target {flat[:1] and flat[0]} has the same value in all {n} rows: nothing to read")
+        return y
+    y = y.long()
+    require(bool((y >= -1).all()), f"a class of {int(y.min())} arrived; classes are 0, 1, ..., and -1 is undefined")
+    smallest, largest = torch.where(y < 0, y.max() + 1, y).amin(0), y.amax(0)
+    for t in (smallest >= largest).nonzero().flatten().tolist():
+        known = int((y[:, t] >= 0).sum())
+        raise UserError(
+            f"target {t} has one class ({int(largest[t])}) in its {known} defined rows; a probe needs two to tell apart"
+            if known
+            else f"target {t} is undefined (-1) in every row"
+        )
+    return y
+
+
+def count_classes(y: Tensor) -> Int[Tensor, " target"]:
+    """The number of classes of each target, 1 + the largest; 0 for reals."""
+    return torch.zeros(y.shape[1], dtype=torch.long) if y.is_floating_point() else y.amax(0) + 1
+
+
+def shared_rows(y: Tensor, n_classes: Tensor) -> Iterator[tuple[Tensor, Tensor | None, int]]:
+    """(targets, their rows or None for all, number of classes): targets that one solve can serve."""
+    everywhere = y.is_floating_point() or bool((y >= 0).all())
+    known = torch.ones_like(y, dtype=torch.bool) if everywhere else y >= 0
+    kinds: dict[tuple[bytes, int], list[int]] = {}
+    for t, c in enumerate(n_classes.tolist()):
+        key = b"" if everywhere else known[:, t].cpu().numpy().tobytes()
+        kinds.setdefault((key, c), []).append(t)
+    for (_, c), targets in kinds.items():
+        mask = known[:, targets[0]]
+        yield torch.tensor(targets), None if bool(mask.all()) else mask.nonzero().squeeze(1), c
+
+
+def _ridge(x: Tensor, y: Tensor, n_classes: int, penalty: float) -> tuple[Tensor, Tensor]:
+    m = class_moments(x, y, n_classes) if n_classes else moments(x, y)
+    coef = solve(m.scatter, penalty, m.cross, m.rtol).mT  # [l, t * c, d]
+    bias = m.y_mean - torch.einsum("lkd,ld->lk", coef, m.mean)
+    return _per_class(coef, bias, m, n_classes)
+
+
+def _lda(x: Tensor, y: Tensor, n_classes: int, penalty: float) -> tuple[Tensor, Tensor]:
+    m = class_moments(x, y, n_classes)
+    to_mean, prior = _class_means(m)
+    weight = _lda_weight(m, m.scatter, to_mean, prior, n_classes, penalty)
+    bias = prior.log() - torch.einsum("lkd,ldk->lk", weight, m.mean[..., None] + to_mean / 2)
+    return _per_class(weight, bias, m, n_classes)
+
+
+def _class_means(m: Moments) -> tuple[Tensor, Tensor]:
+    """(class mean - mean [l, d, t * c], 0 for classes without rows; prior [t * c])."""
+    return torch.where(m.y_mean > 0, m.cross / (m.n * m.y_mean), 0), m.y_mean.clamp_min(0)
+
+
+def _lda_weight(m: Moments, scatter: Tensor, to_mean: Tensor, prior: Tensor, n_classes: int, penalty: float) -> Tensor:
+    """S^-1 (class mean - mean) as [l, t * c, d], S the pooled within-class covariance plus penalty.
+
+    n S = A - B B^T with A the total scatter (plus n penalty I), which all targets share, and B the columns
+    sqrt(n_c) (class mean - mean) of one target. So S^-1 B = n A^-1 B (I - B^T A^-1 B)^-1: one solve for all targets and
+    a c x c one for each.
+    """
+    root = (m.n * prior).sqrt()
+    between = to_mean * root  # B
+    solved = solve(scatter, m.n * penalty, between, m.rtol)
+    B, K = (value.unflatten(-1, (-1, n_classes)).movedim(-2, -3) for value in (between, solved))  # [l, t, d, c]
+    values, vectors = torch.linalg.eigh(torch.eye(n_classes, dtype=B.dtype) - B.mT @ K)
+    # 0 where classes do not vary at all along a direction: the weight would be infinite.
+    values = values.clamp_min(m.rtol)
+    weight = m.n * (K @ vectors / values[..., None, :]) @ vectors.mT  # [l, t, d, c]
+    return torch.where(root > 0, weight.movedim(-3, -2).flatten(-2) / root, 0).mT
+
+
+def _mass_mean(x: Tensor, y: Tensor, n_classes: int, penalty: float) -> tuple[Tensor, Tensor]:
+    m = class_moments(x, y, n_classes)
+    weight = _class_means(m)[0].mT
+    bias = -torch.einsum("lkd,lkd->lk", weight, m.mean[:, None] + weight / 2)
+    return _per_class(weight, bias, m, n_classes)
+
+
+def _per_class(weight: Tensor, bias: Tensor, m: Moments, n_classes: int) -> tuple[Tensor, Tensor]:
+    """[l, t * c, ...] -> [l, t, c, ...]; a class that never occurs is never predicted."""
+    if n_classes:
+        bias = torch.where(m.y_mean > 0.5 / m.n, bias, -torch.inf)
+    shape = (-1, max(1, n_classes))
+    return weight.unflatten(1, shape), bias.unflatten(1, shape)
+
+
+def _logistic(x: Tensor, y: Tensor, n_classes: int, penalty: float) -> tuple[Tensor, Tensor]:
+    """All targets of a layer together by scipy's L-BFGS, in coordinates where the Hessian at 0 is about the identity.
+
+    The Hessian in w is at most a X^T X + penalty I (a = 1/4 for two classes, 1/2 for a softmax; Boehning 1992). With
+    L L^T that matrix and w = L^-T u, L-BFGS needs some ten steps instead of hundreds. Same objective, same optimum.
+    """
+    m = class_moments(x, y, n_classes)
+    n, d = x.shape[-2:]
+    t, outputs = y.shape[1], 1 if n_classes == 2 else n_classes
+    bound = 0.25 if outputs == 1 else 0.5
+    blocked = torch.where(m.y_mean > 0.5 / n, 0.0, -torch.inf).reshape(t, n_classes).to(x)
+    hits = F.one_hot(y, n_classes).to(x.dtype) if outputs > 1 else (2 * y - 1).to(x.dtype)
+    odds = m.y_mean.clamp_min(0.5 / n).log().reshape(t, n_classes)
+    start = (odds[:, 1:] - odds[:, :1] if outputs == 1 else odds - odds.mean(-1, keepdim=True)).reshape(-1)
+    weights, biases = [], []
+    for a, mean, scatter in zip(x, m.mean, m.scatter, strict=True):
+        factor = torch.linalg.cholesky(bound * scatter + penalty * torch.eye(d, dtype=scatter.dtype))
+        to_w = torch.linalg.solve_triangular(factor.mT, torch.eye(d, dtype=factor.dtype), upper=True)  # w = to_w u
+        ones = x.new_full((n, 1), (bound * n) ** -0.5)  # the intercept, in the same units
+        inputs = torch.cat([(a - mean.to(a)) @ to_w.to(a), ones], 1)
+        shrink = F.pad(penalty * to_w.mT @ to_w, (0, 1, 0, 1))
+
+        def objective(u, inputs=inputs, shrink=shrink):
+            u = torch.from_numpy(u).reshape(d + 1, t * outputs)
+            z = inputs @ u.to(inputs)
+            if outputs == 1:
+                margin = -hits * z
+                loss, slope = F.softplus(margin).sum(dtype=torch.float64), -hits * margin.sigmoid()
+            else:
+                log_p = (z.unflatten(1, (t, outputs)) + blocked).log_softmax(-1)
+                loss = -torch.where(hits > 0, log_p, 0).sum(dtype=torch.float64)
+                slope = (log_p.exp() - hits).flatten(1)
+            shrunk = shrink @ u
+            gradient = (inputs.T @ slope).double() + shrunk
+            return float(loss + (u * shrunk).sum() / 2), gradient.numpy().ravel()
+
+        u0 = torch.zeros(d + 1, t * outputs, dtype=torch.float64)
+        u0[-1] = start / ones[0, 0]
+        # In these units an optimum is missed by |gradient|^2 / 2, to be compared with a loss of order n.
+        options = {"gtol": 1e-4, "ftol": 1e-14, "maxiter": 2000, "maxfun": 4000, "maxcor": 20}
+        found = optimize.minimize(objective, u0.numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
+        if found.status == 1:
+            warnings.warn(f"logistic probe: {found.message}; a larger penalty converges", stacklevel=4)
+        u = torch.from_numpy(found.x).reshape(d + 1, -1)
+        w = (to_w @ u[:-1]).T  # [t * outputs, d]
+        weights.append(w)
+        biases.append(u[-1] * ones[0, 0].double() - w @ mean)
+    weight, bias = torch.stack(weights).unflatten(1, (t, outputs)), torch.stack(biases).unflatten(1, (t, outputs))
+    if outputs == 1:
+        return F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0))
+    return weight, bias + blocked.double()
+
+
+FAMILIES: dict[str, Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]]] = {
+    "ridge": _ridge,
+    "lda": _lda,
+    "mass_mean": _mass_mean,
+    "logistic": _logistic,
+}
+
+
+# --- Probes on k columns ---------------------------------------------------------------------------------------------
+
+SELECTIONS = ("mean_difference", "f_statistic", "forward", "adaptive", "random")
+
+
+def fit_sparse(
+    x: Float[Tensor, "*layer n d"],
+    y: Tensor,
+    k: int,
+    select: str,
+    penalty: float = 0.0,
+    generator: torch.Generator | None = None,
+) -> Probe:
+    """An LDA probe on the k best columns (neurons) of every layer for every target; zeros elsewhere, `support` says which.
+
+    mean_difference  largest |class mean - mean of the rest| in standard deviations, over the target's classes
+    f_statistic      one-way analysis of variance: between / within
+    forward          greedy: each time the column that lowers the squared error most, given those already in
+    adaptive         a dense ridge, then the half with the largest weights (times standard deviation), again down to k
+    random           a control; needs the generator
+
+    penalty is that of the refit (S + penalty I, on standardised columns also during `adaptive`).
+    Source: Gurnee et al. 2023, section 4 and their code. Known exactly: planted columns, and of two copies of one
+    column `forward` takes one while `mean_difference` takes both.
+    """
+    one_of("select", select, SELECTIONS)
+    d = x.shape[-1]
+    require(1 <= k <= d, f"k={k}: 1 to {d}, the number of columns")
+    require(select != "random" or generator is not None, "select='random' needs a generator")
+    y = checked_labels(y, x.shape[-2])
+    require(not y.is_floating_point(), "sparse probes need classes (integers)")
+    layers, flat = x.shape[:-2], x.reshape(-1, *x.shape[-2:])
+    n_classes = count_classes(y)
+    weight = flat.new_zeros(len(flat), y.shape[1], int(n_classes.max()), d)
+    bias = flat.new_full(weight.shape[:-1], -torch.inf)
+    support = torch.zeros(len(flat), y.shape[1], k, dtype=torch.long)
+    for targets, rows, c in shared_rows(y, n_classes):
+        xs, ys = (flat, y[:, targets]) if rows is None else (flat[:, rows], y[rows][:, targets])
+        m = class_moments(xs, ys, c)
+        chosen = _ranking(m, c, k, select, penalty, generator)
+        w, b = _refit(m, c, chosen, penalty)
+        weight[:, targets, :c], bias[:, targets, :c], support[:, targets] = w.to(weight), b.to(bias), chosen
+    lead = (*layers, y.shape[1])
+    return Probe(
+        f"sparse {select}", weight.reshape(*lead, -1, d), bias.reshape(*lead, -1), n_classes, support.reshape(*lead, k)
+    )
+
+
+def _ranking(m: Moments, c: int, k: int, select: str, penalty: float, generator: torch.Generator | None) -> Tensor:
+    """The k columns chosen, best first: [l, t, k]."""
+    to_mean, prior = (value.unflatten(-1, (-1, c)) for value in _class_means(m))  # [l, d, t, c], [t, c]
+    to_mean = to_mean.movedim(1, -1)  # [l, t, c, d]
+    n_layers, t, _, d = to_mean.shape
+    total = (m.scatter.diagonal(dim1=-2, dim2=-1) / m.n)[:, None]  # [l, 1, d]
+    floor = m.rtol * total.amax(-1, keepdim=True).clamp_min(torch.finfo(total.dtype).tiny)
+    std = torch.maximum(total, floor).sqrt()
+    if select == "random":
+        return torch.rand(n_layers, t, d, generator=generator).topk(k).indices
+    if select == "mean_difference":
+        # mean - mean of the rest = (mean - overall) / (1 - prior)
+        rest = (1 - prior).clamp_min(0.5 / m.n)[..., None]
+        return ((to_mean.abs() / rest).amax(-2) / std).topk(k).indices
+    if select == "f_statistic":
+        between = (prior[..., None] * to_mean**2).sum(-2)
+        return (between / torch.maximum(total - between, floor)).topk(k).indices
+    corr = m.scatter / m.n / std.mT / std  # standardised columns from here on
+    cross = (prior[..., None] * to_mean) / std[:, :, None]  # covariance with the indicators [l, t, c, d]
+    if select == "forward":
+        return _forward(corr, cross, k, m.rtol)
+    kept, left = torch.ones(n_layers, t, d, dtype=torch.bool), d
+    while True:
+        # A column that is out gets a unit diagonal and nothing else, so one solve serves every support.
+        inside = kept[..., :, None] & kept[..., None, :]
+        system = torch.where(inside, corr[:, None], torch.eye(d, dtype=corr.dtype))
+        coef = solve(system, max(penalty, 1e-6), (cross * kept[:, :, None]).mT, m.rtol)
+        size = torch.where(kept, coef.norm(dim=-1), -1)
+        if left == k:
+            return size.topk(k).indices
+        left = max(k, left // 2)
+        kept = torch.zeros_like(kept).scatter_(-1, size.topk(left).indices, True)
+
+
+def _forward(corr: Tensor, cross: Tensor, k: int, rtol: float) -> Tensor:
+    """Greedy least squares by pivoted Cholesky: what a column adds is (covariance with the rest of y)^2 / its own rest.
+
+    corr [l, d, d], cross [l, t, c, d]; after column j entered, everything is projected off it.
+    """
+    n_layers, t, _, d = cross.shape
+    rest, chosen, bases = corr.diagonal(dim1=-2, dim2=-1)[:, None].repeat(1, t, 1), [], []
+    layer = torch.arange(n_layers)[:, None]
+    for _ in range(k):
+        open_ = rest > 10 * rtol  # what is left of a copy of a chosen column is rounding
+        gain = torch.where(open_, (cross**2).sum(-2) / torch.where(open_, rest, 1), -1.0)
+        for j in chosen:
+            gain.scatter_(-1, j[..., None], -torch.inf)
+        j = gain.argmax(-1)  # [l, t]
+        at = j[..., None]
+        basis = corr[layer, j] - sum(b * b.gather(-1, at) for b in bases)
+        size = rest.gather(-1, at)
+        basis = torch.where(size > 10 * rtol, basis / size.clamp_min(rtol).sqrt(), 0)
+        cross = cross - cross.gather(-1, at[:, :, None].expand(-1, -1, cross.shape[2], -1)) * (
+            basis / size.clamp_min(rtol).sqrt()
+        ).unsqueeze(2)
+        rest = (rest - basis**2).clamp_min(0)
+        chosen.append(j)
+        bases.append(basis)
+    return torch.stack(chosen, -1)
+
+
+def _refit(m: Moments, c: int, chosen: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
+    """LDA on the chosen columns, from the same moments: weight [l, t, c, d], bias [l, t, c]."""
+    n_layers, t, k = chosen.shape
+    to_mean, prior = _class_means(m)
+    layer = torch.arange(n_layers)[:, None, None]
+    small = m.scatter[layer[..., None], chosen[..., :, None], chosen[..., None, :]]  # [l, t, k, k]
+    own = to_mean.unflatten(-1, (t, c)).permute(0, 2, 1, 3)  # [l, t, d, c]
+    own = own.gather(2, chosen[..., None].expand(-1, -1, -1, c))
+    # Each (layer, target) now has its own columns, so each is a layer of one target.
+    mean = m.mean[layer, chosen]
+    weight, bias = [], []
+    for i in range(t):  # priors differ by target; layers go together
+        p = prior.reshape(t, c)[i]
+        w = _lda_weight(m, small[:, i], own[:, i], p, c, penalty)  # [l, c, k]
+        b = p.log() - torch.einsum("lck,lkc->lc", w, mean[:, i, :, None] + own[:, i] / 2)
+        weight.append(w)
+        bias.append(torch.where(p > 0.5 / m.n, b, -torch.inf))
+    dense = m.mean.new_zeros(n_layers, t, c, m.mean.shape[-1])
+    dense.scatter_(-1, chosen[:, :, None].expand(-1, -1, c, -1), torch.stack(weight, 1))
+    return dense, torch.stack(bias, 1)
+
+
+# --- MLP probes ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class MLPProbe:
+    """scores = relu((x - mean) / std @ W_in + b_in) @ W_out + b_out, one small network per layer and target."""
+
+    mean: Float[Tensor, "*layer d"]
+    std: Float[Tensor, "*layer d"]
+    W_in: Float[Tensor, "*layer target d hidden"]
+    b_in: Float[Tensor, "*layer target hidden"]
+    W_out: Float[Tensor, "*layer target hidden c"]
+    b_out: Float[Tensor, "*layer target c"]
+    n_classes: Int[Tensor, " target"]
+    kind: str = "mlp"
+
+    def scores(self, x: Float[Tensor, "*layer n d"]) -> Float[Tensor, "*layer n target c"]:
+        """One score per row, target and class; -inf for classes a target does not have."""
+        x = ((x - self.mean.unsqueeze(-2)) / self.std.unsqueeze(-2)).unsqueeze(-3)
+        hidden = (x @ self.W_in + self.b_in.unsqueeze(-2)).relu()
+        return (hidden @ self.W_out + self.b_out.unsqueeze(-2)).movedim(-3, -2)
+
+    def predict(self, x: Float[Tensor, "*layer n d"]) -> Tensor:
+        """Classes [*layer, n, target], or real values."""
+        return predictions(self.scores(x), self.n_classes)
+
+
+def fit_mlp(
+    x: Float[Tensor, "*layer n d"],
+    y: Tensor,
+    hidden: int,
+    steps: int,
+    generator: torch.Generator,
+    lr: float = 0.01,
+    batch_size: int = 512,
+    weight_decay: float = 0.0,
+) -> MLPProbe:
+    """A one-hidden-layer probe for every layer and target, by `steps` of AdamW on minibatches drawn from `generator`.
+
+    Cross-entropy for classes, squared error for reals; all networks train together as one batched product. Report
+    `hidden` and a selectivity with the accuracy: a wide probe computes what the network does not (Hewitt and Liang).
+    Known exactly: the parity of two bits, which no linear probe reads.
+    """
+    require(hidden >= 1 and steps >= 1, f"hidden={hidden}, steps={steps}: both at least 1")
+    y = checked_labels(y, x.shape[-2])
+    require(bool(x.isfinite().all()), "the activations hold NaN or infinity")
+    layers, flat = x.shape[:-2], x.reshape(-1, *x.shape[-2:])
+    (n_layers, n, d), t, n_classes = flat.shape, y.shape[1], count_classes(y)
+    c = max(1, int(n_classes.max()))
+    mean, std = flat.mean(1), flat.std(1).clamp_min(1e-6)
+    blocked = torch.where(torch.arange(c) < n_classes.clamp_min(1)[:, None], 0.0, -torch.inf).to(flat)
+    defined = torch.ones_like(y, dtype=flat.dtype) if y.is_floating_point() else (y >= 0).to(flat.dtype)
+
+    def draw(*shape: int) -> Tensor:
+        start = torch.randn(shape, generator=generator).to(flat) * shape[-2] ** -0.5
+        return start.requires_grad_()
+
+    W_in, W_out = draw(n_layers, t, d, hidden), draw(n_layers, t, hidden, c)
+    b_in = flat.new_zeros(n_layers, t, 1, hidden).requires_grad_()
+    b_out = flat.new_zeros(n_layers, t, 1, c).requires_grad_()
+    optimiser = torch.optim.AdamW([W_in, b_in, W_out, b_out], lr=lr, weight_decay=weight_decay)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, steps)
+    for _ in range(steps):
+        rows = torch.randint(n, (min(batch_size, n),), generator=generator)
+        inputs = ((flat[:, rows] - mean[:, None]) / std[:, None])[:, None]
+        out = (inputs @ W_in + b_in).relu() @ W_out + b_out  # [l, t, rows, c]
+        labels = y[rows].T.expand(n_layers, -1, -1)
+        if y.is_floating_point():
+            losses = (out[..., 0] - labels) ** 2
+        else:
+            log_p = (out + blocked[:, None]).log_softmax(-1)
+            losses = -log_p.gather(-1, labels.clamp_min(0)[..., None])[..., 0]
+        optimiser.zero_grad()
+        # A sum over networks: each sees its own mean loss, so none depends on how many train beside it.
+        ((losses * defined[rows].T).sum(-1) / defined[rows].sum(0).clamp_min(1)).sum().backward()
+        optimiser.step()
+        schedule.step()
+
+    def shaped(value: Tensor) -> Tensor:
+        return value.detach().reshape(*layers, *value.shape[1:])
+
+    return MLPProbe(
+        mean=shaped(mean),
+        std=shaped(std),
+        W_in=shaped(W_in),
+        b_in=shaped(b_in[:, :, 0]),
+        W_out=shaped(W_out),
+        b_out=shaped(b_out[:, :, 0] + blocked),
+        n_classes=n_classes,
+    )
+
+
+# --- How well --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """A number per layer and target with its standard error (over groups) and the count of defined rows [target]."""
+
+    value: Float[Tensor, "*layer target"]
+    stderr: Float[Tensor, "*layer target"]
+    n: Int[Tensor, " target"]
+
+
+def evaluate(
+    probe: Probe | MLPProbe, x: Float[Tensor, "*layer n d"], y: Tensor, group: Int[Tensor, " n"] | None = None
+) -> dict[str, Metric]:
+    """accuracy, balanced_accuracy and auroc of the probe on these rows; r2 for reals. Undefined rows do not count."""
+    y = y[:, None] if y.ndim == 1 else y
+    require(
+        len(y) == x.shape[-2] and y.shape[1] == len(probe.n_classes),
+        f"labels of shape {tuple(y.shape)} arrived; expected [{x.shape[-2]}, {len(probe.n_classes)}]",
+    )
+    scores = probe.scores(x)
+    predicted = predictions(scores, probe.n_classes)
+    if y.is_floating_point():
+        return {"r2": r2(predicted, y, group)}
+    return {
+        "accuracy": accuracy(predicted, y, group),
+        "balanced_accuracy": balanced_accuracy(predicted, y, group),
+        "auroc": auroc(class_contrasts(scores), y, group),
+    }
+
+
+def accuracy(predicted: Int[Tensor, "*layer n target"], y: Tensor, group: Tensor | None = None) -> Metric:
+    """Share of the defined rows that are right."""
+    defined = (y >= 0).double()
+    n = defined.sum(0)
+    right = (predicted == y).double()
+    value = (right * defined).sum(-2) / n
+    return _metric(value, (right - value.unsqueeze(-2)) * defined, n, group)
+
+
+def balanced_accuracy(predicted: Int[Tensor, "*layer n target"], y: Tensor, group: Tensor | None = None) -> Metric:
+    """Mean over the classes that occur of the share of their rows that are right: 1/classes for a constant answer."""
+    defined = (y >= 0).double()
+    n = defined.sum(0)
+    size = torch.zeros(int(y.max()) + 1, y.shape[1], dtype=torch.double).scatter_add_(0, y.clamp_min(0), defined)
+    index = y.clamp_min(0)
+    weight = defined / size.gather(0, index).clamp_min(1)  # one over the size of the row's class
+    right = (predicted == y).double()
+    of_class = right.new_zeros(*right.shape[:-2], *size.shape)
+    of_class.scatter_add_(-2, index.expand_as(right), right * weight)
+    occurring = (size > 0).sum(0)
+    influence = (right - of_class.gather(-2, index.expand_as(right))) * weight * n / occurring
+    return _metric(of_class.sum(-2) / occurring, influence, n, group)
+
+
+def r2(predicted: Float[Tensor, "*layer n target"], y: Tensor, group: Tensor | None = None) -> Metric:
+    """1 - squared error / squared distance from the mean of y: 1 perfect, 0 no better than the mean, and below."""
+    n = torch.full((y.shape[1],), len(y), dtype=torch.double)
+    error, spread = (predicted - y).double() ** 2, (y - y.mean(0)).double() ** 2
+    ratio = error.sum(-2) / spread.sum(0)
+    influence = -(error - ratio.unsqueeze(-2) * spread) * n / spread.sum(0)
+    return _metric(1 - ratio, influence, n, group)
+
+
+def class_contrasts(scores: Float[Tensor, "*layer n target c"]) -> Float[Tensor, "*layer n target c"]:
+    """Each class's score minus the mean of the target's other classes: how strongly a row is called that class."""
+    valid = scores.isfinite()
+    filled = torch.where(valid, scores, 0)
+    others = (filled.sum(-1, keepdim=True) - filled) / (valid.sum(-1, keepdim=True) - 1).clamp_min(1)
+    return torch.where(valid, filled - others, -torch.inf)
+
+
+def auroc(
+    contrasts: Float[Tensor, "*layer n target c"], y: Int[Tensor, "n target"], group: Tensor | None = None
+) -> Metric:
+    """P(a row of the class ranks above one that is not) + half the ties; the mean over one-versus-rest classes.
+
+    Classes without a row, or without a row outside, do not count. Standard error after DeLong et al. 1988: each row's
+    influence is the share of the other side that it beats. A constant score gives exactly 1/2.
+    """
+    n = (y >= 0).sum(0).double()
+    value, influence, occurring = 0.0, 0.0, torch.zeros(y.shape[1], dtype=torch.double)
+    for c in range(contrasts.shape[-1]):  # one class at a time: the sorted copies are large
+        inside, outside = (y == c).T, ((y != c) & (y >= 0)).T  # [t, n]
+        usable = inside.any(1) & outside.any(1)
+        # With two classes both rankings are the same one reversed.
+        if not usable.any() or (c == 0 and contrasts.shape[-1] == 2):
+            continue
+        score = contrasts[..., c].mT.double().contiguous()
+        wins = torch.where(inside, _share_below(score, outside), 1 - _share_below(score, inside))
+        n_in, n_out = (side.sum(1).clamp_min(1) for side in (inside, outside))
+        area = (wins * inside).sum(-1) / n_in
+        psi = (wins - area.unsqueeze(-1)) * (inside / n_in[:, None] + outside / n_out[:, None])
+        value = value + torch.where(usable, area, 0)
+        influence = influence + psi * usable[:, None]
+        occurring += usable
+    require(bool((occurring > 0).all()), "AUROC needs rows of at least two classes for every target")
+    return _metric(value / occurring, (influence * (n / occurring)[:, None]).mT, n, group)
+
+
+def _share_below(score: Tensor, side: Tensor) -> Tensor:
+    """For every row the share of the rows in `side` that score lower, ties counting half. score [..., t, n]."""
+    ordered = torch.where(side, score, torch.inf).sort(-1).values
+    below, up_to = (torch.searchsorted(ordered, score, right=right) for right in (False, True))
+    # Scores of -inf or inf do not occur among usable classes; the padding is +inf and lies above every score.
+    return (below + up_to) / 2 / side.sum(-1, keepdim=True).clamp_min(1)
+
+
+def _metric(value: Tensor, influence: Tensor, n: Tensor, group: Tensor | None) -> Metric:
+    """Standard error from per-row influences [..., n, t] that sum to 0: rows of one group are not independent."""
+    rows = influence.shape[-2]
+    member = torch.arange(rows) if group is None else group.unique(return_inverse=True)[1]
+    n_groups = int(member.max()) + 1
+    sums = influence.new_zeros(*influence.shape[:-2], n_groups, influence.shape[-1]).index_add_(-2, member, influence)
+    correction = n_groups / max(1, n_groups - 1)
+    return Metric(value, (sums.pow(2).sum(-2) * correction).sqrt() / n, n.long())
+
+
+# --- The ladder of controls ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Ladder:
+    """What the same probe reads from different things, on the same held-out sequences.
+
+    rungs:       name -> Metric; "majority" (the constant answer fitted on the training rows), then the activations.
+    shuffled:    name -> Metric with the labels permuted over rows: what fitting alone gives.
+    control:     name -> Metric on control labels (a random class per type); empty without types.
+    """
+
+    metric: str
+    input: str
+    rungs: dict[str, Metric]
+    shuffled: dict[str, Metric]
+    control: dict[str, Metric]
+
+    @property
+    def gain(self) -> dict[str, Tensor]:
+        """Rung minus the input-only rung: what the network adds to what its input gives away."""
+        return {name: rung.value - self.rungs[self.input].value for name, rung in self.rungs.items()}
+
+    @property
+    def selectivity(self) -> dict[str, Tensor]:
+        """Rung minus the same probe on control labels (Hewitt and Liang 2019)."""
+        return {name: self.rungs[name].value - control.value for name, control in self.control.items()}
+
+
+def ladder(
+    activations: Mapping[str, Float[Tensor, "... n d"]],
+    y: Tensor,
+    group: Int[Tensor, " n"],
+    fit_probe: Callable[[Tensor, Tensor], Probe | MLPProbe],
+    generator: torch.Generator,
+    metric: str = "accuracy",
+    input: str = "input",
+    frac_train: float = 0.8,
+    types: Int[Tensor, " n"] | None = None,
+) -> Ladder:
+    """Fit `fit_probe(x, y)` on each of the named activations and score it on sequences it has not seen.
+
+    activations: for instance {"input": one-hot tokens so far, "untrained": ..., "trained": ...}, each [*layer, n, d]
+    with the same rows. metric: one of what `evaluate` gives. types: [n], for control labels. The caller brings the
+    untrained network's and the input's activations; nothing here knows models.
+    Null: on shuffled labels every rung is at the majority rung (accuracy) or 1/2 (AUROC) up to its standard error.
+    """
+    one_of("input", input, activations)
+    y = checked_labels(y, len(group))
+    known = ("r2",) if y.is_floating_point() else ("accuracy", "balanced_accuracy", "auroc")
+    one_of("metric", metric, known)
+    for name, x in activations.items():
+        require(x.shape[-2] == len(y), f"{name} has {x.shape[-2]} rows, the labels {len(y)}")
+    train, test = split_by_group(group, frac_train, generator)
+    mixed = y[torch.randperm(len(y), generator=generator)]
+    types_y = None if types is None else control_labels(types, y, generator)
+
+    def climb(x: Tensor, labels: Tensor) -> Metric:
+        probe = fit_probe(x[..., train, :], labels[train])
+        return evaluate(probe, x[..., test, :], labels[test], group[test])[metric]
+
+    rungs = {"majority": _majority(y[train], y[test], group[test], metric)}
+    rungs |= {name: climb(x, y) for name, x in activations.items()}
+    shuffled = {name: climb(x, mixed) for name, x in activations.items()}
+    control = {} if types_y is None else {name: climb(x, types_y) for name, x in activations.items()}
+    return Ladder(metric, input, rungs, shuffled, control)
+
+
+def _majority(y_train: Tensor, y_test: Tensor, group: Tensor, metric: str) -> Metric:
+    """The metric of the best constant answer: the commonest class, or the mean."""
+    if metric == "r2":
+        return r2(y_train.mean(0).expand_as(y_test), y_test, group)
+    counts: Float[Tensor, "c target"] = F.one_hot(y_train + 1)[..., 1:].sum(0).T.float()
+    constant = counts.argmax(0).expand_as(y_test)
+    if metric == "auroc":
+        return auroc(torch.zeros(*y_test.shape, len(counts)), y_test, group)
+    return {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}[metric](constant, y_test, group)
+
+
+def defined_rows(y: Int[Tensor, "n target"]) -> Bool[Tensor, " n"]:
+    """True where every target is defined."""
+    return (y >= 0).all(1)
