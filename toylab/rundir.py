@@ -106,9 +106,13 @@ def tensors_to_bytes(tensors: dict[str, Tensor], about: dict[str, Any]) -> bytes
 
 
 def about(data: bytes) -> dict[str, Any]:
-    """What tensors_to_bytes was told. The header of a safetensors file is its length (8 bytes), then JSON."""
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    return json.loads(header.get("__metadata__", {}).get("toylab", "{}"))
+    """What tensors_to_bytes was told; nothing when it did not write this. The header of a safetensors file is its
+    length (8 bytes), then JSON."""
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        return dict(json.loads(header["__metadata__"]["toylab"]))
+    except (ValueError, TypeError, KeyError):
+        return {}
 
 
 class RunDir:
@@ -215,7 +219,11 @@ class RunDir:
 
     def read_checkpoint(self, step: int, manifest: dict[int, dict[str, Any]] | None = None) -> dict[str, Tensor]:
         """The weights at this step, after checking size and hash. Raises UserError when they are not what was saved."""
-        return load(self.checkpoint_bytes(step, manifest))
+        data = self.checkpoint_bytes(step, manifest)
+        try:
+            return load(data)
+        except SafetensorError as error:
+            raise UserError(f"the checkpoint of step {step} in {self.path} holds no weights ({error})") from None
 
     def checkpoint_bytes(self, step: int, manifest: dict[int, dict[str, Any]] | None = None) -> bytes:
         manifest = self.manifest() if manifest is None else manifest

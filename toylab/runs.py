@@ -118,7 +118,11 @@ class Run:
         """The model at one saved step, after checking the checkpoint's hash."""
         (step,) = self.pick(step)
         model = self._empty_model()
-        model.load_state_dict(self.dir.read_checkpoint(step, self.manifest))
+        try:
+            model.load_state_dict(self.dir.read_checkpoint(step, self.manifest))
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise UserError(f"the weights of step {step} do not fit the model of {self.path}/config.yaml: {reason}") from None
         digest = self.manifest[step]["sha256"]
         return Snapshot(step, model, self.task, self.split, self.experiment.loss, reference, digest)
 

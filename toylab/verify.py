@@ -94,8 +94,8 @@ def _replay(run: Run, report: Report, sound: set[int], replays: int, seed: int, 
         for step in tqdm(sorted(chosen), desc="replay", disable=None if progress else True, leave=False):
             try:
                 trainer.load_state(step, run.dir.read_state(step)[0])
-            except UserError as error:
-                report.problems.append(str(error))
+            except (UserError, RuntimeError) as error:
+                report.problems.append(" ".join(str(error).split())[:300])
                 continue
             if step in sound:
                 saved = run.dir.read_checkpoint(step, run.manifest)

@@ -41,7 +41,7 @@ def with_train(experiment: Experiment, **changes) -> Experiment:
 
 
 # About a second of work that saves every few steps, so that a random moment is often within a write.
-LONG = with_train(FULL_BATCH, steps=500, checkpoints=("every:3",), eval_every=7)
+LONG = with_train(FULL_BATCH, steps=300, checkpoints=("every:3",), eval_every=7)
 
 
 def overrides(runs: Path, *more: str) -> list[str]:

@@ -207,7 +207,7 @@ class Transformer(Tapped):
             resid = resid + tap("mlp_out", layer, self.mlp(layer, resid, tap))
         return tap("resid_post", layer, resid)
 
-    def attention(self, layer: int, resid: Tensor, tap: Tap) -> Tensor:
+    def attention(self, layer: int, resid: Tensor, tap: Tap = no_tap) -> Tensor:
         """Output of the attention of one layer: [batch, pos, d_model]."""
         q_input, k_input, v_input = self._attention_inputs(layer, resid, tap)
         q = tap("q", layer, per_head(q_input, self.W_Q[layer], self._bias("Q", layer)))
@@ -241,7 +241,7 @@ class Transformer(Tapped):
             pattern = self.spec.attention_rate * pattern + (1 - self.spec.attention_rate)
         return tap("pattern", layer, pattern)
 
-    def mlp(self, layer: int, resid: Tensor, tap: Tap) -> Tensor:
+    def mlp(self, layer: int, resid: Tensor, tap: Tap = no_tap) -> Tensor:
         """Output of the MLP of one layer: [batch, pos, d_model]."""
         if tap.wants("mlp_in", layer):
             resid = tap("mlp_in", layer, resid)

@@ -191,17 +191,19 @@ def lower(program: SOp) -> SOp:
         for y in inputs_of(x):
             uses[id(y)] = uses.get(id(y), 0) + 1
     done: dict[int, SOp | Selector] = {}
+    pairs: dict[tuple[int, int], SOp] = {}
     for x in walk(program):
-        done[id(x)] = _lowered(x, done, names.get(id(x), ""), uses)
+        helper = isinstance(x, Map) and not x.x.name and uses[id(x.x)] == 1
+        done[id(x)] = _lowered(x, done, names.get(id(x), ""), pairs, helper)
     return done[id(program)]  # type: ignore
 
 
-def _lowered(x: SOp | Selector, done: dict, name: str, uses: dict[int, int]) -> SOp | Selector:
+def _lowered(x: SOp | Selector, done: dict, name: str, pairs: dict, helper: bool) -> SOp | Selector:
     if isinstance(x, Tokens | Indices):
         return x
     given = {f.name: done[id(getattr(x, f.name))] for f in dataclasses.fields(x) if id(getattr(x, f.name)) in done}
     if isinstance(x, Combined):
-        return combine(x.how, given["left"], given["right"])
+        return _combine(x.how, given["left"], given["right"], pairs)
     if isinstance(x, Select):
         return dataclasses.replace(x, **given)
     if isinstance(x, SelectorWidth):
@@ -212,24 +214,18 @@ def _lowered(x: SOp | Selector, done: dict, name: str, uses: dict[int, int]) -> 
         found = Aggregate(given["selector"], given["x"], name=f"{name}.found")
         return Map(lambda v: v, found, none=x.default, name=name)
     x = dataclasses.replace(x, **given, name=name)
-    return _fused(x, uses) if isinstance(x, Map) else x
+    if helper and isinstance(x.x, Map) and x.x.none is None:  # type: ignore
+        outer, inner = x, x.x  # type: ignore
+        return dataclasses.replace(x, f=lambda v: apply(outer, apply(inner, v)), x=inner.x)
+    return x
 
 
-def _fused(x: Map, uses: dict[int, int]) -> Map:
-    """Map of a Map that nobody else reads or names: one Map."""
-    inner = x.x
-    helper = isinstance(inner, Map) and inner.name.startswith(("map_", "selectorwidth_"))
-    if not helper or inner.none is not None or uses.get(id(inner), 1) > 1:
-        return x
-    return dataclasses.replace(x, f=lambda v: apply(x, apply(inner, v)), x=inner.x)
-
-
-def combine(how: str, a: Select, b: Select) -> Select:
+def _combine(how: str, a: Select, b: Select, pairs: dict[tuple[int, int], SOp]) -> Select:
     """One Select that is a and b, a or b, or not a; over pairs of keys and of queries where those differ."""
     if how == "not":
         return Select(a.keys, a.queries, lambda k, q: not a.predicate(k, q))
-    keys, left_key, right_key = _paired(a.keys, b.keys)
-    queries, left_query, right_query = _paired(a.queries, b.queries)
+    keys, left_key, right_key = _paired(a.keys, b.keys, pairs)
+    queries, left_query, right_query = _paired(a.queries, b.queries, pairs)
 
     def predicate(k: Value, q: Value) -> bool:
         left = a.predicate(left_key(k), left_query(q))
@@ -239,12 +235,13 @@ def combine(how: str, a: Select, b: Select) -> Select:
     return Select(keys, queries, predicate)
 
 
-def _paired(x: SOp, y: SOp):
-    """(s-op holding both, how to get x from it, how to get y from it)."""
+def _paired(x: SOp, y: SOp, pairs: dict[tuple[int, int], SOp]):
+    """(s-op holding both, how to get x from it, how to get y from it); the same two give the same pair."""
     if x is y:
         return x, lambda v: v, lambda v: v
-    pair = SequenceMap(lambda v, w: (v, w), x, y, name=f"({x.name}, {y.name})")
-    return pair, lambda v: v[0], lambda v: v[1]
+    if (id(x), id(y)) not in pairs:
+        pairs[id(x), id(y)] = SequenceMap(lambda v, w: (v, w), x, y, name=f"({x.name}, {y.name})")
+    return pairs[id(x), id(y)], lambda v: v[0], lambda v: v[1]
 
 
 # --- Where things go -------------------------------------------------------------------------------------------------
