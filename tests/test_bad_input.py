@@ -80,7 +80,7 @@ WRONG_SETTINGS = {
     "a list of the wrong length": ("optim.betas=[0.9]", "optim.betas=.*expected 2 values"),
     "a list of the wrong things": ("model.biases=[in,3]", r"model.biases\[1\]=3: expected text"),
     "a group for a number": ("optim.lr={a: 1}", "optim.lr"),
-    "a number for a group": ("optim=3", "optim=3"),
+    "a number for a group": ("optim=3", "group override must be a string or a list. Got int"),
     "out of range": ("task.frac_train=1.3", r"frac_train=1.3 is outside \(0, 1\); the paper's is 0.3"),
     "negative seed": ("seed=-1", "seed=-1: 0 or more"),
     "negative rate": ("optim.lr=-1", "optim.lr=-1"),
@@ -126,13 +126,17 @@ def test_wrong_settings_are_refused_before_anything_is_written(name, refused, tm
 
 
 @pytest.mark.parametrize(
-    ("override", "said"), [("optim.lrr=1", "lr"), ("task.frac_train=1.3,0.5", "frac_train=1.3"), ("model=one_layr", "one_layr")]
+    ("override", "said"),
+    [("optim.lrr=1", 'did you mean "optim.lr"'), ("task.frac_train=1.3,0.5", "outside"), ("model=one_layr", "one_layer")],
 )
 def test_wrong_settings_in_a_sweep_are_told_without_a_traceback(override, said, tmp_path):
+    """The other cells of the sweep run all the same."""
     done = command("train", "-m", *overrides(tmp_path), override)
-    assert done.returncode not in (0, None)
-    assert said in done.stderr
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("toylab: ")]
+    assert said in line
     assert "Traceback" not in done.stderr
+    assert len(list(tmp_path.rglob("run.json"))) == ("," in override)
 
 
 # --- Paths -----------------------------------------------------------------------------------------------------------
@@ -224,7 +228,7 @@ def test_damaged_and_foreign_directories_are_refused_in_one_line(name, refused, 
     damage, said = FOREIGN[name]
     damage(path)
     before = {f: f.read_bytes() for f in path.rglob("*.safetensors")}
-    assert said in refused("measure", str(path), "norms")
+    assert said in refused("measure", str(path), "logits")
     assert {f: f.read_bytes() for f in path.rglob("*.safetensors")} == before
 
 
@@ -324,7 +328,7 @@ def test_a_loss_that_is_not_a_number_is_told_with_the_last_good_state(refused, t
     assert run.first.logits.isfinite().all()
 
 
-def command(*arguments: str, before: str = "") -> subprocess.CompletedProcess:
+def command(*arguments: str, before: str = "pass") -> subprocess.CompletedProcess:
     """The command line as its own process."""
     code = f"import sys; {before}; from toylab.cli import main; sys.exit(main(sys.argv[1:]))"
     return subprocess.run(
@@ -332,11 +336,11 @@ def command(*arguments: str, before: str = "") -> subprocess.CompletedProcess:
     )
 
 
-# A checkpoint is 10 kB, a state 30 kB, a line of metrics 0.2 kB.
-@pytest.mark.parametrize("limit", [15_000, 36_000], ids=["at the first state", "in the middle of a line of metrics"])
+# A checkpoint is 10 kB, a state with its optimiser 40 kB, a line of metrics 0.2 kB.
+@pytest.mark.parametrize("limit", [15_000, 60_000], ids=["at the first state", "in the middle of a line of metrics"])
 def test_a_full_disk_stops_in_one_line_and_the_run_resumes(limit, tmp_path):
     """A real one: the operating system refuses to write files larger than `limit`."""
-    long = ["train.steps=250", "train.eval_every=1", "train.checkpoints=['every:50']"]
+    long = ["train.steps=400", "train.eval_every=1", "train.checkpoints=['every:50']"]
     limited = f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))"
     done = command("train", *overrides(tmp_path / "full"), *long, before=limited)
     assert done.returncode == 1
@@ -344,8 +348,8 @@ def test_a_full_disk_stops_in_one_line_and_the_run_resumes(limit, tmp_path):
     assert "the disk is full; everything saved before is intact: make room and give the same command again" in message
     stopped = Run.open(tmp_path / "full" / "tiny" / "seed=0")
     assert not stopped.finished
-    if limit > 30_000:
-        assert 0 < stopped.steps[-1] < 250, "it was to fail in the middle"
+    if limit == 60_000:
+        assert 0 < stopped.steps[-1] < 400, "it was to fail in the middle"
         assert not stopped.dir.metrics_path.read_text().endswith("\n"), "the last line was to be torn"
         assert stopped.dir.metrics()[-1]["step"] > 100
     assert all(snap.logits.isfinite().all() for snap in stopped.snapshots())

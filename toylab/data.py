@@ -115,10 +115,29 @@ class Latent:
         return f"Latent({tuple(self.values.shape)}, {kind})"
 
 
+@dataclass(frozen=True, eq=False)
+class GroupLabels:
+    """Which tokens and classes are the elements of a finite abelian group, so that answer = left + right in it.
+
+    group:       the orders of its cyclic factors, (113,) or (5, 7); elements are numbered as in interp/fourier.py.
+    left, right: [element], the token of the first and of the second operand that stands for this element.
+    out:         [element], the answer class.
+    By hand, 3 / 5 = 2 mod 7, with powers of 3: 3 = 3^1 is element 1 on the left, 5 = 3^5 is element -5 = 1 on the
+    right, and 2 = 3^2 is element 1 + 1 = 2 of Z_6.
+    """
+
+    group: tuple[int, ...]
+    left: Tensor
+    right: Tensor
+    out: Tensor
+
+
 @runtime_checkable
 class Task(Protocol):
     """What every task offers. Token tasks also have d_vocab, n_ctx, d_out; vector tasks have n_features.
 
+    Tasks whose answer may be a sum of two operands in an abelian group also have `as_group() -> GroupLabels | None`
+    and `row_of(operands)`, which is all that the Fourier measures ask of them.
     A task is a frozen dataclass whose fields are its settings; nothing derived is stored.
     """
 

@@ -282,8 +282,8 @@ class Session:
         """Asked to stop: save, record, and say how to go on."""
         self.suspend()
         raise Interrupted(
-            f"stopped by {signal.Signals(number).name} at step {self.trainer.step:,} of {self.experiment.train.steps:,}; "
-            f"{self.directory.path} is saved: give the same command again to go on",
+            f"stopped by {signal.Signals(number).name} at step {self.trainer.step:,} of "
+            f"{self.experiment.train.steps:,}; {self.directory.path} is saved: give the same command again to go on",
             number,
         )
 
@@ -291,8 +291,8 @@ class Session:
         good = max(self.directory.state_files(), default=None)
         self.directory.write_info(status="diverged", step=step)
         raise Diverged(
-            f"the loss ({self.loss:g}) or a weight is not finite at step {step:,}; the last good state is step {good} in "
-            f"{self.directory.states}: try a smaller optim.lr, loss=cross_entropy (float64), or another name"
+            f"the loss ({self.loss:g}) or a weight is not finite at step {step:,}; the last good state is step {good} "
+            f"in {self.directory.states}: try a smaller optim.lr, loss=cross_entropy (float64), or another name"
         )
 
     @contextmanager

@@ -28,9 +28,12 @@ finds the finished run and redraws at once.
   toylab train task.operation='x*y' name=times            another task
   toylab train -m experiment=demo seed=0,1,2              a sweep; give it again to finish what is missing
   toylab train -m experiment=demo optim.weight_decay=1,2 'name=wd/${optim.weight_decay}'
+  toylab train --ensemble experiment=demo seed=0,1,2 optim.lr=1e-3,2e-3    all six as one stacked program
 
 The run goes to runs/<name>/seed=<seed>. Ctrl-C saves and says how to go on; the same command resumes, and the resumed
 run equals the uninterrupted one bit for bit on CPU. A finished run is never touched unless overwrite=true is given.
+Members of an ensemble may differ in seed, learning rate, weight decay, train fraction, initial scale; each is saved as
+an ordinary run. It pays for small models and on accelerators.
 Sweeps use Hydra: -m hydra/launcher=joblib runs cells in parallel, hydra/launcher=submitit_slurm on a cluster.""",
     ),
     "measure": (
@@ -46,6 +49,19 @@ Sweeps use Hydra: -m hydra/launcher=joblib runs cells in parallel, hydra/launche
         """  toylab figure progress                                  from the runs it needs, by default
   toylab figure progress runs/demo/seed=3                 from this run
   toylab figure progress runs/demo --out progress.png     from every seed below a directory""",
+    ),
+    "paper": (
+        "reproduce a paper claim by claim: train, measure, draw, judge",
+        """Prints which runs the claims need, which are there and how long the rest takes on this machine; trains them one
+after another; then measures, draws every figure and judges every claim against the paper's value and its placebos.
+The claims table, results.json and the figures go to paper_repro/<paper>/. A claim that fails stays in the table.
+
+  toylab paper nanda2023 --quick          one seed with a fast recipe, in minutes
+  toylab paper nanda2023 --plan           only say what there is to do and how long it takes
+  toylab paper nanda2023                  five seeds of the paper's setting, placebos and sweeps
+  toylab paper nanda2023 --no-train       measure and judge what is there; the rest is "not run"
+
+Ctrl-C saves; the same command goes on. `toylab list papers` shows what there is.""",
     ),
     "verify": (
         "prove a run directory: hashes, gaps, duplicates, replay",
@@ -90,6 +106,7 @@ def _arguments(name: str, sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--fresh", action="store_true", help="start over")
     elif name == "train":
         sub.add_argument("-m", "--multirun", action="store_true", help="a sweep: values separated by commas")
+        sub.add_argument("--ensemble", action="store_true", help="the same values, trained as one stacked program")
         sub.add_argument("--config-dir", help="a folder with further yaml files of your own")
         sub.add_argument("overrides", nargs="*", metavar="key=value")
     elif name == "measure":
@@ -101,12 +118,20 @@ def _arguments(name: str, sub: argparse.ArgumentParser) -> None:
         sub.add_argument("paths", nargs="*", metavar="RUN", help="run directories (default: the runs it needs)")
         sub.add_argument("--out", help="the PNG to write")
         sub.add_argument("--runs", default="runs", help="where run directories live (default: runs)")
+    elif name == "paper":
+        sub.add_argument("name", metavar="PAPER", help="`toylab list papers` shows them")
+        sub.add_argument("--quick", action="store_true", help="fewer and shorter runs, into <out>/quick")
+        sub.add_argument("--seeds", type=int, help="seeds of everything that is repeated")
+        sub.add_argument("--plan", action="store_true", help="train nothing: say what is there and what is missing")
+        sub.add_argument("--no-train", action="store_true", help="judge what is there")
+        sub.add_argument("--runs", default="runs", help="where run directories live (default: runs)")
+        sub.add_argument("--out", help="where to write (default: paper_repro/<paper>)")
     elif name == "verify":
         sub.add_argument("path", metavar="RUN")
         sub.add_argument("--replays", type=int, default=2, help="how many stretches to train again (default: 2)")
         sub.add_argument("--seed", type=int, default=None, help="which ones (default: at random)")
     elif name == "list":
-        kinds = ["tasks", "models", "optims", "measures", "experiments", "figures", "runs"]
+        kinds = ["tasks", "models", "optims", "measures", "experiments", "figures", "papers", "runs"]
         sub.add_argument("kind", nargs="?", choices=kinds)
 
 

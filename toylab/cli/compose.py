@@ -28,15 +28,25 @@ def shipped(folder: str) -> Path:
 
 def compose(overrides: list[str], config_dir: str | None = None) -> dict[str, Any]:
     """The resolved config as plain dictionaries. Raises UserError naming the override that cannot be."""
-    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
-        extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
-        try:
+    try:
+        with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+            extra = [f"hydra.searchpath=[file://{Path(config_dir).resolve()}]"] if config_dir else []
             config = hydra_compose("train", overrides + extra)
             return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
-        except MissingConfigException as error:
-            raise UserError(_missing_choice(error, overrides)) from None
-        except (HydraException, OmegaConfBaseException) as error:
-            raise UserError(_explain(error, overrides)) from None
+    except REFUSALS as error:
+        raise refusal(error, overrides) from None
+
+
+# What Hydra raises for a line it cannot compose; ValueError: a number for a group.
+REFUSALS = (HydraException, OmegaConfBaseException, ValueError)
+
+
+def refusal(error: Exception, overrides: list[str]) -> UserError:
+    """Hydra's error in one line of our own."""
+    if isinstance(error, MissingConfigException):
+        return UserError(_missing_choice(error, overrides))
+    with initialize_config_dir(str(shipped("conf")), version_base="1.3"):
+        return UserError(_explain(error, overrides))
 
 
 def _missing_choice(error: MissingConfigException, overrides: list[str]) -> str:
@@ -50,14 +60,14 @@ def _explain(error: Exception, overrides: list[str]) -> str:
     groups = [o for o in overrides if (shipped("conf") / o.partition("=")[0].lstrip("+~")).is_dir()]
     try:
         known = list(flatten(OmegaConf.to_container(hydra_compose("train", groups))))
-    except (HydraException, OmegaConfBaseException):
+    except REFUSALS:
         known = []
     for override in overrides:
         key = override.partition("=")[0].lstrip("+~")
         if "=" not in override:
             return f"{override!r} is not an override; write key=value"
         parents = {k[: m.start()] for k in known for m in re.finditer(r"\.", k)}
-        if override not in groups and key not in known and key not in parents:
+        if known and override not in groups and key not in known and key not in parents:
             return f"{key}: no such setting{did_you_mean(key, known)}; conf/train.yaml and the files it names list all"
     return " ".join(str(error).split("\n")[:2])
 

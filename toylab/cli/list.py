@@ -11,7 +11,7 @@ from toylab.cli.compose import header, shipped
 
 
 def run(args: Namespace) -> int:
-    kinds = [args.kind] if args.kind else ["tasks", "models", "optims", "measures", "experiments", "figures", "runs"]
+    kinds = [args.kind] if args.kind else ["tasks", "models", "optims", "measures", "experiments", "figures", "papers", "runs"]
     for kind in kinds:
         rows = entries(kind, args.runs)
         print(f"{kind}:" if rows else f"{kind}: none")
@@ -25,9 +25,9 @@ def entries(kind: str, runs: str) -> list[tuple[str, str]]:
     """(name, one line about it) for everything of one kind."""
     if kind == "runs":
         return [run_line(file) for file in sorted(Path(runs).glob("**/run.json"))]
-    if kind == "figures":
-        files = sorted(shipped("figures").glob("*.py"))
-        return [(f.stem, (ast.get_docstring(ast.parse(f.read_text())) or "").split("\n")[0]) for f in files]
+    if kind in ("figures", "papers"):
+        files = sorted(shipped("figures").glob("*.py") if kind == "figures" else shipped("paper_repro").glob("*/claims.py"))
+        return [(f.stem if kind == "figures" else f.parent.name, (ast.get_docstring(ast.parse(f.read_text())) or "").split("\n")[0]) for f in files]
     folder = shipped("conf") / kind.removesuffix("s")
     return [(f.stem, header(f)) for f in sorted(folder.glob("*.yaml"))]
 
@@ -35,7 +35,7 @@ def entries(kind: str, runs: str) -> list[tuple[str, str]]:
 def run_line(file: Path) -> tuple[str, str]:
     try:
         info = json.loads(file.read_text())
-    except (OSError, json.JSONDecodeError):
+    except (OSError, ValueError):
         return str(file.parent), "unreadable run.json"
     final = info.get("final", {})
     accuracy = f", test accuracy {final['test_accuracy']:.3f}" if "test_accuracy" in final else ""

@@ -27,7 +27,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from toylab.errors import one_of, require
-from toylab.interp.patching import CHUNK, Metric, Pairs, Streams, ablated, gradients, logit_diff
+from toylab.interp.patching import CHUNK, Metric, Pairs, Run, ablated, at_read, gradients, logit_diff, scored
 from toylab.taps import Chain, Record, Replace, Tap, Tapped, site_name
 
 QKV = ("q", "k", "v")
@@ -142,16 +142,21 @@ def layer_of(node: str) -> int:
 
 def sender_outputs(model: Tapped, tokens: Tensor, graph: EdgeGraph) -> Float[Tensor, "sender batch pos d_model"]:
     """What every sender writes on these inputs."""
-    sites = [name for name in ("hook_embed", "hook_pos_embed") if name in model.site_names]
+    return run_senders(model, tokens, graph)[1]
+
+
+def run_senders(model: Tapped, tokens: Tensor, graph: EdgeGraph) -> tuple[Tensor, Tensor]:
+    """(outputs [batch, pos, d_out], what every sender writes) from one forward."""
+    sites = ["hook_embed"] + ["hook_pos_embed"] * ("hook_pos_embed" in model.site_names)
     for layer in range(graph.n_layers):
         sites += [site_name("result", layer)] + [site_name("mlp_out", layer)] * graph.mlp
     with torch.no_grad():
-        cache = model.run_with_cache(tokens, sites)[1]
+        result, cache = model.run_with_cache(tokens, sites)
     embed = [cache[name] for name in sites if name.startswith("hook_")]
-    outputs = embed if graph.split_embed else [sum(embed)]
+    outputs = embed if graph.split_embed else [torch.stack(embed).sum(0)]
     for layer in range(graph.n_layers):
         outputs += [*cache["result", layer].unbind(2)] + ([cache["mlp_out", layer]] if graph.mlp else [])
-    return torch.stack(outputs)
+    return result, torch.stack(outputs)
 
 
 def replacement(
@@ -235,8 +240,7 @@ def masked_outputs(
     keep = keep.to(replacement)
 
     def one(mask: Tensor) -> Tensor:
-        outputs = model.forward(tokens, Subgraph(graph, mask, replacement))
-        return outputs if read is None else outputs[:, list(read)]
+        return at_read(model.forward(tokens, Subgraph(graph, mask, replacement)), read)
 
     if keep.ndim == 2:
         return one(keep)
@@ -303,31 +307,32 @@ def edge_effects(
     """
     graph = EdgeGraph.of(model) if graph is None else graph
     tokens, others = pairs.runs(direction)
-    score = partial(metric, answers=pairs.answers)
-    own = sender_outputs(model, tokens, graph)
-    target = score(_read(model.forward(others), pairs.read)) if replacement is None else None
-    changes = (sender_outputs(model, others, graph) if replacement is None else replacement) - own
-    base = Streams.of(model, tokens)
-    before = score(_read(model.forward(tokens), pairs.read))
+    score = scored(metric, pairs.answers)
+    run, own = Run.of(model, tokens), sender_outputs(model, tokens, graph)
+    before = score(at_read(run.outputs, pairs.read))
+    target = torch.full_like(before, torch.nan)
+    if replacement is None:
+        outputs, replacement = run_senders(model, others, graph)
+        target = score(at_read(outputs, pairs.read))
+    changes = replacement - own
     values = torch.full((*graph.exists.shape, len(tokens)), torch.nan, dtype=before.dtype, device=before.device)
     for layer in range(graph.n_layers):
         n = graph.n_before(layer)
-        middle = base.resid[layer] + own[n : n + graph.n_heads].sum(0)
+        middle = run.resid[layer] + own[n : n + graph.n_heads].sum(0)
         middle = middle if model.b_O is None else middle + model.b_O[layer]
         for which in QKV:
             rows = graph.rows(which, layer)
-            deltas = _head_changes(model, base.resid[layer], layer, which, changes[:n])  # [sender, head, b, p, d]
+            deltas = _head_changes(model, run.resid[layer], layer, which, changes[:n])  # [sender, head, b, p, d]
             cells = deltas.flatten(0, 1)
             scores = _scores(lambda d: _after_attention(model, layer, middle + d, pairs.read), cells, score)  # noqa: B023
             values[rows, :n] = scores.unflatten(0, (n, graph.n_heads)).transpose(0, 1)
         if graph.mlp:
             n += graph.n_heads
-            run = partial(_with_other_mlp_input, model, layer, middle, pairs.read)
-            values[graph.rows("m", layer).start, :n] = _scores(run, changes[:n], score)
-    last = base.resid[-1]
+            other_input = partial(_with_other_mlp_input, model, layer, middle, pairs.read)
+            values[graph.rows("m", layer).start, :n] = _scores(other_input, changes[:n], score)
+    last = run.resid[-1]
     values[-1] = _scores(lambda d: _resume(model, graph.n_layers, last + d, pairs.read), changes, score)
-    nothing = torch.full_like(before, torch.nan)
-    return EdgeScores(graph, values - before, before, nothing if target is None else target)
+    return EdgeScores(graph, values - before, before, target)
 
 
 def _scores(run: Callable[[Tensor], Tensor], cells: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
@@ -377,10 +382,6 @@ def _resume(model, layer: int, streams: Tensor, read: tuple[int, ...] | None) ->
     return model.forward_from(layer, streams.flatten(0, 1), read=read).unflatten(0, streams.shape[:2])
 
 
-def _read(outputs: Tensor, read: tuple[int, ...] | None) -> Tensor:
-    return outputs if read is None else outputs[:, list(read)]
-
-
 @torch.no_grad()
 def edge_effects_serial(
     model,
@@ -394,8 +395,8 @@ def edge_effects_serial(
     graph = EdgeGraph.of(model) if graph is None else graph
     tokens, others = pairs.runs(direction)
     values = sender_outputs(model, others, graph) if replacement is None else replacement
-    base = metric(_read(model.forward(tokens), pairs.read), pairs.answers)
-    target = metric(_read(model.forward(others), pairs.read), pairs.answers)
+    base = metric(at_read(model.forward(tokens), pairs.read), pairs.answers)
+    target = metric(at_read(model.forward(others), pairs.read), pairs.answers)
     effects = torch.full((*graph.exists.shape, len(tokens)), torch.nan, dtype=base.dtype)
     for u, v in graph.edges():
         outputs = masked_outputs(model, tokens, graph, graph.keep(drop=[(u, v)]), values, pairs.read)
@@ -425,7 +426,7 @@ def eap(
     require(steps >= 0, f"steps={steps}: 0 (gradient of the run itself) or more")
     graph = EdgeGraph.of(model) if graph is None else graph
     tokens, others = pairs.runs(direction)
-    score = partial(metric, answers=pairs.answers)
+    score = scored(metric, pairs.answers)
     own = sender_outputs(model, tokens, graph)
     changes = (sender_outputs(model, others, graph) if replacement is None else replacement) - own
     names = [site_name("resid_post", graph.n_layers - 1)]
@@ -438,7 +439,7 @@ def eap(
     every = [gradients(model, tokens, names, score, pairs.read, tap) for tap in taps]
     grads = {name: sum(g[name] for g in every) / len(every) for name in names}
     with torch.no_grad():
-        base, target = (score(_read(model.forward(x), pairs.read)) for x in (tokens, others))
+        base, target = (score(at_read(model.forward(x), pairs.read)) for x in (tokens, others))
         values = torch.full((*graph.exists.shape, len(tokens)), torch.nan, dtype=base.dtype, device=base.device)
         for layer in range(graph.n_layers):
             n = graph.n_before(layer)
@@ -480,7 +481,7 @@ def mask_gradient(
             (grad,) = torch.autograd.grad(metric(outputs, pairs.answers).mean(), keep)
         total = total - grad / max(1, steps)
     with torch.no_grad():
-        base, target = (metric(_read(model.forward(x), pairs.read), pairs.answers) for x in (tokens, others))
+        base, target = (metric(at_read(model.forward(x), pairs.read), pairs.answers) for x in (tokens, others))
     scores = torch.where(graph.exists.to(total.device), total, torch.nan).unsqueeze(-1)
     return EdgeScores(graph, scores, base, target if replacement is None else torch.full_like(base, torch.nan))
 
@@ -518,7 +519,7 @@ def path_patch(
     cut = FrozenPath(graph, own, other, u, freeze_mlps)
     model.forward(tokens, cut)
     reads = ReadFrom(graph, frozenset(receivers), cut.reads)
-    return metric(_read(model.forward(tokens, reads), pairs.read), pairs.answers)
+    return metric(at_read(model.forward(tokens, reads), pairs.read), pairs.answers)
 
 
 @dataclass

@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from toylab.data import Batch
@@ -54,12 +54,13 @@ IN_BLOCK = (*QUERY_AXIS, "resid_pre", "attn_in", "k_input", "v_input", "ln1_scal
 class Answers:
     """What a metric compares the outputs with.
 
-    right:  class ids [batch, read]. wrong: the answer to the other input of the pair; None = every other class.
+    right:  class ids [batch, read] (or targets of any shape, for a metric of your own). wrong: the answers to the other
+            input of the pair; None = every other class.
     weight: [batch, read], which of the read positions count in each example; None = all alike.
     """
 
-    right: Int[Tensor, "batch read"]
-    wrong: Int[Tensor, "batch read"] | None = None
+    right: Tensor
+    wrong: Tensor | None = None
     weight: Tensor | None = None
 
     def average(self, values: Float[Tensor, "*cells batch read"]) -> Float[Tensor, "*cells batch"]:
@@ -154,7 +155,9 @@ def kl_from(reference: Float[Tensor, "batch read d_out"]) -> Metric:
     return kl
 
 
-METRICS: dict[str, Metric] = {m.__name__: m for m in (logit_diff, probability, loss, accuracy)}
+def scored(metric: Metric, answers: Answers) -> Callable[[Tensor], Tensor]:
+    """The metric with its answers filled in: outputs -> values."""
+    return lambda outputs: metric(outputs, answers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +197,7 @@ class Sweep:
         """[*axes], effect / (target - base), a ratio of means: 0 = no effect, 1 = as if all was patched."""
         gap = self._gap().mean()
         require(
-            abs(gap) > 1e-9 * max(1.0, float(self.base.abs().mean())),
+            float(gap.abs()) > 1e-9 * max(1.0, float(self.base.abs().mean())),
             f"on average the metric is the same on both runs ({float(self.base.mean()):.4g}): no effect can be "
             "expressed as a share of their difference; use effect, or pairs whose answers differ",
         )
@@ -238,11 +241,12 @@ def patch(
     """
     tokens, others = pairs.runs(direction)
     names = _sites(model, site, layers)
-    source = model.run_with_cache(others, list(names.values()))[1]
-    base = metric(_outputs(model, tokens, pairs.read), pairs.answers)
-    target = metric(_outputs(model, others, pairs.read), pairs.answers)
+    score = scored(metric, pairs.answers)
+    outputs, source = model.run_with_cache(others, list(names.values()))
+    run = Run.of(model, tokens)
+    base, target = score(at_read(run.outputs, pairs.read)), score(at_read(outputs, pairs.read))
     _check_metric(base, target)
-    values = _sweep(model, tokens, source, site, axes, names, pairs.read, partial(metric, answers=pairs.answers))
+    values = _sweep(model, run, source, site, axes, names, pairs.read, score)
     return Sweep(values, tuple(axes.split()), base, target, direction, _numbers(names))
 
 
@@ -268,8 +272,9 @@ def ablate(
     names = _sites(model, site, layers)
     cache = model.run_with_cache(inputs, list(names.values()))[1]
     source = {full: ablated(cache[full], kind, generator, noise) for full in names.values()}
-    base = metric(_outputs(model, inputs, read), answers)
-    values = _sweep(model, inputs, source, site, axes, names, read, partial(metric, answers=answers))
+    score, run = scored(metric, answers), Run.of(model, inputs)
+    values = _sweep(model, run, source, site, axes, names, read, score)
+    base = score(at_read(run.outputs, read))
     return Sweep(values, tuple(axes.split()), base, None, kind, _numbers(names))
 
 
@@ -309,7 +314,7 @@ def patch_serial(
     """`patch` with one forward and one hook per cell: the definition, and what the fast sweep is tested against."""
     tokens, others = pairs.runs(direction)
     names = _sites(model, site, layers)
-    source = model.run_with_cache(others, list(names.values()))[1]
+    unpatched, (patched, source) = model(tokens), model.run_with_cache(others, list(names.values()))
     values, shape = [], _cells(source[next(iter(source))].shape[1:], site, axes)[1]
     for full in names.values():
         for mask in _cells(source[full].shape[1:], site, axes)[0]:
@@ -318,8 +323,7 @@ def patch_serial(
                 warnings.simplefilter("ignore", HookWarning)  # equal values on both runs are no mistake here
                 outputs = model.run_with_hooks(tokens, [(full, hook)], pairs.read)
             values.append(metric(outputs, pairs.answers))
-    base = metric(_outputs(model, tokens, pairs.read), pairs.answers)
-    target = metric(_outputs(model, others, pairs.read), pairs.answers)
+    base, target = (metric(at_read(x, pairs.read), pairs.answers) for x in (unpatched, patched))
     stacked = torch.stack(values).unflatten(0, (len(names), *shape))
     return Sweep(_with_layer_axis(stacked, axes), tuple(axes.split()), base, target, direction, _numbers(names))
 
@@ -357,9 +361,8 @@ def _numbers(names: Mapping[int | None, str]) -> tuple[int, ...]:
     return tuple(layer for layer in names if layer is not None)
 
 
-def _outputs(model: Tapped, tokens: Tensor, read: tuple[int, ...] | None) -> Tensor:
-    """Outputs at the read positions by the definition, so that unpatched and patched values agree to rounding."""
-    outputs = model(tokens)
+def at_read(outputs: Tensor, read: tuple[int, ...] | None) -> Tensor:
+    """Outputs [batch, pos, d_out] at the read positions; None = all of them."""
     return outputs if read is None else outputs[:, list(read)]
 
 
@@ -371,7 +374,7 @@ def _check_metric(base: Tensor, target: Tensor) -> None:
         )
 
 
-def _cells(shape: Sequence[int], site: str, axes: str) -> tuple[Bool[Tensor, "cell *site"], tuple[int, ...]]:
+def _cells(shape: Sequence[int], site: str, axes: str) -> tuple[Bool[Tensor, "cell ..."], tuple[int, ...]]:
     """(masks [cell, *site axes without batch], sizes of the cell axes) for "layer" and axes of this site.
 
     A site axis that is no cell axis has size 1 in the mask: the whole of it is patched.
@@ -401,7 +404,7 @@ def _with_layer_axis(values: Tensor, axes: str) -> Tensor:
 
 def _sweep(
     model: Tapped,
-    tokens: Tensor,
+    run: Run,
     source: Mapping[str, Tensor],
     site: str,
     axes: str,
@@ -410,13 +413,12 @@ def _sweep(
     score: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """score(outputs [cells, batch, read, d_out]) of every cell: [*axes, batch] if it scores each example."""
-    base = Streams.of(model, tokens) if hasattr(model, "block") and site in IN_BLOCK else None
     per_layer = []
     for layer, full in names.items():
-        if base is None or layer is None:
-            chunks = _by_whole_forward(model, tokens, source[full], full, axes, read)
+        if layer is None or not run.resid or site not in IN_BLOCK:
+            chunks = _by_whole_forward(model, run.inputs, source[full], full, axes, read)
         else:
-            chunks = _by_block(model, base, source[full], site, layer, axes, read)
+            chunks = _by_block(model, run, source[full], site, layer, axes, read)
         values = torch.cat([score(outputs) for outputs in chunks])
         sizes = _cells(source[full].shape[1:], site, axes)[1]
         per_layer.append(values.unflatten(0, sizes) if sizes else values[0])
@@ -430,29 +432,32 @@ def _by_whole_forward(
     masks = _cells(source.shape[1:], site_of(full)[0], axes)[0].to(source.device)
 
     def one(mask: Tensor) -> Tensor:
-        outputs = model.forward(tokens, Put(full, mask, source))
-        return outputs if read is None else outputs[:, list(read)]
+        return at_read(model.forward(tokens, Put(full, mask, source)), read)
 
     for chunk in masks.split(max(1, CHUNK // max(1, source.numel()))):
         yield torch.vmap(one)(chunk)
 
 
 @dataclass(frozen=True, eq=False)
-class Streams:
-    """The residual stream of one run before every block and after the last: resid [n_layers + 1] of [batch, pos, d]."""
+class Run:
+    """One unpatched run. resid: the streams before every block and after the last, [batch, pos, d_model] each; empty
+    for a model without blocks."""
 
+    inputs: Tensor
+    outputs: Tensor
     resid: tuple[Tensor, ...]
 
     @classmethod
-    def of(cls, model, tokens: Tensor) -> Streams:
-        last = model.n_layers - 1
-        wanted = [("resid_pre", layer) for layer in range(model.n_layers)] + [("resid_post", last)]
-        cache = model.run_with_cache(tokens, wanted)[1]
-        return cls(tuple(cache[name] for name in wanted))
+    def of(cls, model, inputs: Tensor) -> Run:
+        if not hasattr(model, "block"):
+            return cls(inputs, model(inputs), ())
+        wanted = [("resid_pre", layer) for layer in range(model.n_layers)] + [("resid_post", model.n_layers - 1)]
+        outputs, cache = model.run_with_cache(inputs, wanted)
+        return cls(inputs, outputs, tuple(cache[name] for name in wanted))
 
 
 def _by_block(
-    model, base: Streams, source: Tensor, site: str, layer: int, axes: str, read: tuple[int, ...] | None
+    model, run: Run, source: Tensor, site: str, layer: int, axes: str, read: tuple[int, ...] | None
 ) -> Iterator[Tensor]:
     """Outputs [cells, batch, read, d_out], chunk by chunk, in a model with blocks, by facts (a), (b), (c) above.
 
@@ -460,8 +465,8 @@ def _by_block(
     2. If the query axis is a cell axis, a stream per position: the unpatched stream with that position exchanged.
     3. The rest of the model from the next block on.
     """
-    before, after = base.resid[layer], base.resid[layer + 1]
-    query = QUERY_AXIS.get(site)
+    before, after = run.resid[layer], run.resid[layer + 1]
+    query = QUERY_AXIS.get(site, "")
     cell_axes = [name for name in axes.split() if name != "layer"]
     by_query = query in cell_axes
     others = [name for name in cell_axes if name != query or not by_query]
@@ -552,7 +557,7 @@ def gradients(
     with torch.enable_grad():
         zero = AddZero(frozenset(names))
         outputs = model.forward(tokens, zero if tap is None else Chain([tap, zero]))
-        total = score(outputs if read is None else outputs[:, list(read)]).sum()
+        total = score(at_read(outputs, read)).sum()
         require(
             total.requires_grad, "the metric has no gradient (accuracy, argmax): take logit_diff, loss or probability"
         )
@@ -582,11 +587,11 @@ def attribute(
     require(steps >= 0, f"steps={steps}: 0 (plain gradient) or more")
     tokens, others = pairs.runs(direction)
     names = _sites(model, site, layers)
-    score = partial(metric, answers=pairs.answers)
+    score = scored(metric, pairs.answers)
     with torch.no_grad():
-        source = model.run_with_cache(others, list(names.values()))[1]
-        here = model.run_with_cache(tokens, list(names.values()))[1]
-        base, target = (score(_outputs(model, x, pairs.read)) for x in (tokens, others))
+        there, source = model.run_with_cache(others, list(names.values()))
+        unpatched, here = model.run_with_cache(tokens, list(names.values()))
+        base, target = (score(at_read(x, pairs.read)) for x in (unpatched, there))
     _check_metric(base, target)
     grads = gradients(model, tokens, list(names.values()), score, pairs.read) if steps == 0 else {}
     per_layer = []
@@ -596,7 +601,8 @@ def attribute(
         if steps:
             line = [(i + 0.5) / steps for i in range(steps)]
             midway = (Replace({full: here[full] + t * delta}) for t in line)
-            grads[full] = sum(gradients(model, tokens, [full], score, pairs.read, tap)[full] for tap in midway) / steps
+            every = [gradients(model, tokens, [full], score, pairs.read, tap)[full] for tap in midway]
+            grads[full] = torch.stack(every).mean(0)
         per_layer.append(_sum_to_cells(delta * grads[full], site, axes))
     estimate = _with_layer_axis(torch.stack(per_layer), axes)
     return Sweep(base + estimate, tuple(axes.split()), base, target, direction, _numbers(names))
@@ -632,7 +638,7 @@ def get_act_patch(
     def score(outputs: Tensor) -> Tensor:
         return torch.stack([torch.as_tensor(patching_metric(logits)) for logits in outputs])
 
-    return _sweep(model, corrupted_tokens, source, site, axes, names, None, score)
+    return _sweep(model, Run.of(model, corrupted_tokens), source, site, axes, names, None, score)
 
 
 # Each is called as f(model, corrupted_tokens, clean_cache, patching_metric). "out" of a head is its z, as there.

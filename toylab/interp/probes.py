@@ -1,15 +1,16 @@
 """Probes: can a variable be read off activations, by how simple a reader, and is that more than the input gives away?
 
-1. `as_rows` lays activations [*layer, batch, pos, d] and a latent's values [batch, pos, ...] out as rows; `split_by_group`
-   puts whole sequences on one side. Positions of one sequence share tokens, so a split by position leaks.
+1. `as_rows` lays activations [*layer, batch, pos, d] and a latent's values [batch, pos, ...] out as rows.
+   `split_by_group` puts whole sequences on one side: positions of one sequence share tokens, so splitting them leaks.
 2. `Moments`: means, scatter and class sums. Everything closed-form (ridge, LDA, mass-mean, sparse selection, LEACE) is
    a function of them, so all layers and all targets share one pass over the data. Moments of pieces add up.
 3. `fit` -> `Probe` (ridge, lda, mass_mean, logistic), `fit_sparse` -> `Probe` on k columns, `fit_mlp` -> `MLPProbe`.
 4. `evaluate`: accuracy, balanced accuracy, AUROC or R^2, each with its count and a standard error over sequences.
 5. `ladder`: the same probe on the input, an untrained network, the trained one, and on shuffled or control labels.
 
-Sources: Alain and Bengio 2016 (arXiv 1610.01644); Hewitt and Liang 2019 (arXiv 1909.03368; control tasks); Gurnee et al.
-2023 (arXiv 2305.01610; k-sparse); Marks and Tegmark 2023 (arXiv 2310.06824; mass-mean). Knows tensors only.
+Sources: Alain and Bengio 2016 (arXiv 1610.01644); Hewitt and Liang 2019 (arXiv 1909.03368; control tasks);
+Gurnee et al. 2023 (arXiv 2305.01610; k-sparse); Marks and Tegmark 2023 (arXiv 2310.06824; mass-mean).
+Knows tensors only.
 Classes are integers, -1 where the variable is undefined (those rows are left out); reals are regressed on.
 Letters: l layers, n rows, d activations, t targets, c classes. Read next: erasure.py.
 """
@@ -19,7 +20,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from math import sqrt
 
 import torch
 import torch.nn.functional as F
@@ -136,7 +136,7 @@ def moments(x: Float[Tensor, "*layer n d"], y: Float[Tensor, "n column"]) -> Mom
         rest = mean
     finite = sums.isfinite().all() and squares.isfinite().all()
     require(bool(finite), "the activations or labels hold NaN or infinity (or overflow when squared)")
-    y_mean = y.double().mean(0)
+    y_mean = y.sum(0, dtype=torch.double) / n
     lead = x.shape[:-2]
     return Moments(
         n=n,
@@ -151,23 +151,22 @@ def moments(x: Float[Tensor, "*layer n d"], y: Float[Tensor, "n column"]) -> Mom
 def _sums(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """(x^T [y, 1], x^T x) of each layer, in float64. One layer at a time stays in the processor's cache."""
     with_ones = torch.cat([y.to(x), x.new_ones(len(y), 1)], 1)
-    return torch.stack([a.T @ with_ones for a in x]).double(), torch.stack([a.T @ a for a in x]).double()
+    return torch.stack([with_ones.T @ a for a in x]).mT.double(), torch.stack([a.T @ a for a in x]).double()
 
 
 def class_moments(x: Float[Tensor, "*layer n d"], y: Int[Tensor, "n target"], n_classes: int) -> Moments:
     """Moments with one indicator column per target and class, column = target * n_classes + class; no -1 in y."""
     # The indicators of a target add up to 1 and x is centred: the last class is minus the sum of the others.
-    some = moments(x, F.one_hot(y, n_classes)[..., :-1].flatten(1).to(x.dtype))
-    y_mean, cross = (
-        value.unflatten(-1, (y.shape[1], n_classes - 1)) if n_classes > 1 else value
-        for value in (some.y_mean, some.cross)
-    )
+    some = moments(x, (y[..., None] == torch.arange(n_classes - 1)).flatten(1).to(x.dtype))
+    y_mean, cross = (value.unflatten(-1, (y.shape[1], n_classes - 1)) for value in (some.y_mean, some.cross))
     y_mean = torch.cat([y_mean, 1 - y_mean.sum(-1, keepdim=True)], -1).flatten(-2)
     cross = torch.cat([cross, -cross.sum(-1, keepdim=True)], -1).flatten(-2)
     return Moments(some.n, some.mean, some.scatter, y_mean, cross, some.rtol)
 
 
-def solve(scatter: Float[Tensor, "*layer d d"], penalty: float, rhs: Float[Tensor, "*layer d k"], rtol: float) -> Tensor:
+def solve(
+    scatter: Float[Tensor, "*layer d d"], penalty: float, rhs: Float[Tensor, "*layer d k"], rtol: float
+) -> Tensor:
     """(scatter + penalty I)^-1 rhs; the pseudo-inverse where that is singular (eigenvalues below rtol * largest)."""
     d = scatter.shape[-1]
     if penalty > 0:
@@ -277,8 +276,10 @@ def checked_labels(y: Tensor, n: int) -> Tensor:
         require(not flat, f"target {flat[:1] and flat[0]} has the same value in all {n} rows: nothing to read")
         return y
     y = y.long()
-    require(bool((y >= -1).all()), f"a class of {int(y.min())} arrived; classes are 0, 1, ..., and -1 is undefined")
-    smallest, largest = torch.where(y < 0, y.max() + 1, y).amin(0), y.amax(0)
+    # Reductions over rows are twenty times faster in int32 than in int64.
+    lowest, largest = y.int().amin(0), y.int().amax(0)
+    require(int(lowest.min()) >= -1, f"a class of {int(lowest.min())} arrived; classes are 0, 1, ..., -1 is undefined")
+    smallest = lowest if int(lowest.min()) >= 0 else torch.where(y < 0, y.max() + 1, y).amin(0)
     for t in (smallest >= largest).nonzero().flatten().tolist():
         known = int((y[:, t] >= 0).sum())
         raise UserError(
@@ -291,12 +292,12 @@ def checked_labels(y: Tensor, n: int) -> Tensor:
 
 def count_classes(y: Tensor) -> Int[Tensor, " target"]:
     """The number of classes of each target, 1 + the largest; 0 for reals."""
-    return torch.zeros(y.shape[1], dtype=torch.long) if y.is_floating_point() else y.amax(0) + 1
+    return torch.zeros(y.shape[1], dtype=torch.long) if y.is_floating_point() else y.int().amax(0).long() + 1
 
 
 def shared_rows(y: Tensor, n_classes: Tensor) -> Iterator[tuple[Tensor, Tensor | None, int]]:
     """(targets, their rows or None for all, number of classes): targets that one solve can serve."""
-    everywhere = y.is_floating_point() or bool((y >= 0).all())
+    everywhere = y.is_floating_point() or int(y.int().min()) >= 0
     known = torch.ones_like(y, dtype=torch.bool) if everywhere else y >= 0
     kinds: dict[tuple[bytes, int], list[int]] = {}
     for t, c in enumerate(n_classes.tolist()):
@@ -314,8 +315,8 @@ def _ridge(x: Tensor, y: Tensor, n_classes: int, penalty: float) -> tuple[Tensor
     return _per_class(coef, bias, m, n_classes)
 
 
-def _lda(x: Tensor, y: Tensor, n_classes: int, penalty: float) -> tuple[Tensor, Tensor]:
-    m = class_moments(x, y, n_classes)
+def _lda(x: Tensor, y: Tensor, n_classes: int, penalty: float, m: Moments | None = None) -> tuple[Tensor, Tensor]:
+    m = class_moments(x, y, n_classes) if m is None else m
     to_mean, prior = _class_means(m)
     weight = _lda_weight(m, m.scatter, to_mean, prior, n_classes, penalty)
     bias = prior.log() - torch.einsum("lkd,ldk->lk", weight, m.mean[..., None] + to_mean / 2)
@@ -361,56 +362,101 @@ def _per_class(weight: Tensor, bias: Tensor, m: Moments, n_classes: int) -> tupl
 
 
 def _logistic(x: Tensor, y: Tensor, n_classes: int, penalty: float) -> tuple[Tensor, Tensor]:
-    """All targets of a layer together by scipy's L-BFGS, in coordinates where the Hessian at 0 is about the identity.
+    """All targets of a layer in one run of scipy's L-BFGS, from LDA, in coordinates that make the Hessian about 1.
 
-    The Hessian in w is at most a X^T X + penalty I (a = 1/4 for two classes, 1/2 for a softmax; Boehning 1992). With
-    L L^T that matrix and w = L^-T u, L-BFGS needs some ten steps instead of hundreds. Same objective, same optimum.
+    With scatter = V diag(e) V^T and h the mean of p(1 - p) at the start, the Hessian in w of one target is about
+    V diag(h e + penalty) V^T. So w = V diag(h e + penalty)^-1/2 u, and L-BFGS in u needs some ten steps instead of
+    hundreds. The objective is untouched, so the optimum is too.
     """
     m = class_moments(x, y, n_classes)
-    n, d = x.shape[-2:]
-    t, outputs = y.shape[1], 1 if n_classes == 2 else n_classes
-    bound = 0.25 if outputs == 1 else 0.5
-    blocked = torch.where(m.y_mean > 0.5 / n, 0.0, -torch.inf).reshape(t, n_classes).to(x)
-    hits = F.one_hot(y, n_classes).to(x.dtype) if outputs > 1 else (2 * y - 1).to(x.dtype)
-    odds = m.y_mean.clamp_min(0.5 / n).log().reshape(t, n_classes)
-    start = (odds[:, 1:] - odds[:, :1] if outputs == 1 else odds - odds.mean(-1, keepdim=True)).reshape(-1)
-    weights, biases = [], []
-    for a, mean, scatter in zip(x, m.mean, m.scatter, strict=True):
-        factor = torch.linalg.cholesky(bound * scatter + penalty * torch.eye(d, dtype=scatter.dtype))
-        to_w = torch.linalg.solve_triangular(factor.mT, torch.eye(d, dtype=factor.dtype), upper=True)  # w = to_w u
-        ones = x.new_full((n, 1), (bound * n) ** -0.5)  # the intercept, in the same units
-        inputs = torch.cat([(a - mean.to(a)) @ to_w.to(a), ones], 1)
-        shrink = F.pad(penalty * to_w.mT @ to_w, (0, 1, 0, 1))
-
-        def objective(u, inputs=inputs, shrink=shrink):
-            u = torch.from_numpy(u).reshape(d + 1, t * outputs)
-            z = inputs @ u.to(inputs)
-            if outputs == 1:
-                margin = -hits * z
-                loss, slope = F.softplus(margin).sum(dtype=torch.float64), -hits * margin.sigmoid()
-            else:
-                log_p = (z.unflatten(1, (t, outputs)) + blocked).log_softmax(-1)
-                loss = -torch.where(hits > 0, log_p, 0).sum(dtype=torch.float64)
-                slope = (log_p.exp() - hits).flatten(1)
-            shrunk = shrink @ u
-            gradient = (inputs.T @ slope).double() + shrunk
-            return float(loss + (u * shrunk).sum() / 2), gradient.numpy().ravel()
-
-        u0 = torch.zeros(d + 1, t * outputs, dtype=torch.float64)
-        u0[-1] = start / ones[0, 0]
-        # In these units an optimum is missed by |gradient|^2 / 2, to be compared with a loss of order n.
-        options = {"gtol": 1e-4, "ftol": 1e-14, "maxiter": 2000, "maxfun": 4000, "maxcor": 20}
-        found = optimize.minimize(objective, u0.numpy().ravel(), jac=True, method="L-BFGS-B", options=options)
-        if found.status == 1:
-            warnings.warn(f"logistic probe: {found.message}; a larger penalty converges", stacklevel=4)
-        u = torch.from_numpy(found.x).reshape(d + 1, -1)
-        w = (to_w @ u[:-1]).T  # [t * outputs, d]
-        weights.append(w)
-        biases.append(u[-1] * ones[0, 0].double() - w @ mean)
-    weight, bias = torch.stack(weights).unflatten(1, (t, outputs)), torch.stack(biases).unflatten(1, (t, outputs))
+    outputs = 1 if n_classes == 2 else n_classes
+    start, _ = _lda(x, y, n_classes, 0.0, m)  # [l, t, c, d]
+    start = start[:, :, 1:] - start[:, :, :1] if outputs == 1 else start
+    seen = (m.y_mean > 0.5 / m.n).reshape(-1, n_classes)
+    odds = m.y_mean.clamp_min(0.5 / m.n).log().reshape(-1, n_classes)
+    odds = odds[:, 1:] - odds[:, :1] if outputs == 1 else odds - odds.mean(-1, keepdim=True)
+    loss = _binary_loss(y) if outputs == 1 else _softmax_loss(y, seen)
+    fits = [
+        _minimise(a, loss, penalty, w, odds, mean, scatter)
+        for a, w, mean, scatter in zip(x, start, m.mean, m.scatter, strict=True)
+    ]
+    weight, bias = (torch.stack(part) for part in zip(*fits, strict=True))
     if outputs == 1:
         return F.pad(weight, (0, 0, 1, 0)), F.pad(bias, (1, 0))
-    return weight, bias + blocked.double()
+    return weight, torch.where(seen, bias, -torch.inf)
+
+
+# From scores z [n, t, output] (which may be overwritten) to the loss of each target and its slope in z.
+Loss = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+def _binary_loss(y: Tensor) -> Loss:
+    flip = (1 - 2 * y).float()[..., None]
+
+    def loss(z: Tensor) -> tuple[Tensor, Tensor]:
+        wrong = z.mul_(flip.to(z))  # in place throughout: a new tensor of this size costs more than the arithmetic
+        losses = F.softplus(wrong).sum((0, 2), dtype=torch.float64)
+        return losses, wrong.sigmoid_().mul_(flip.to(z))
+
+    return loss
+
+
+def _softmax_loss(y: Tensor, seen: Tensor) -> Loss:
+    blocked = torch.where(seen, 0.0, -torch.inf)
+
+    def loss(z: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = z.add_(blocked.to(z)).log_softmax(-1)
+        losses = -log_p.gather(-1, y[..., None]).sum((0, 2), dtype=torch.float64)
+        slope = log_p.exp_()
+        return losses, slope.scatter_add_(-1, y[..., None], slope.new_full((1, 1, 1), -1).expand(*y.shape, 1))
+
+    return loss
+
+
+def _minimise(
+    x: Tensor, loss: Loss, penalty: float, w: Tensor, b: Tensor, mean: Tensor, scatter: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Weight [t, output, d] and bias [t, output] with the least loss + penalty/2 |w|^2; w and b start it."""
+    t, outputs = w.shape[:2]
+    values, vectors = torch.linalg.eigh(scatter)
+    inputs = torch.cat([(x - mean.to(x)) @ vectors.to(x), x.new_ones(len(x), 1)], 1)
+
+    def at(v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Penalised loss of each target, slope in z, and the gradient in v [d + 1, t, output] (intercepts last)."""
+        z = (inputs @ v.flatten(1).to(x)).unflatten(1, (t, outputs))
+        losses, slope = loss(z)
+        gradient = (inputs.T @ slope.flatten(1)).double().unflatten(1, (t, outputs))
+        gradient[:-1] += penalty * v[:-1]
+        return losses + penalty / 2 * v[:-1].pow(2).sum((0, 2)), slope, gradient
+
+    # LDA's direction is nearly right, its length only for Gaussian classes: take the best of a few.
+    direction = torch.cat([(w @ vectors).movedim(-1, 0), torch.zeros_like(b)[None]])
+    intercept = torch.cat([torch.zeros_like(direction[:-1]), b[None]])
+    tries = torch.stack([direction * length + intercept for length in (0.0, 0.03, 0.1, 0.3, 1.0)])
+    best = torch.stack([at(v)[0].nan_to_num(torch.inf) for v in tries]).argmin(0)
+    v0 = tries.movedim(2, 0)[torch.arange(t), best].movedim(0, 1)  # [d + 1, t, output]
+    p = at(v0)[1].abs()  # the slope is p or 1 - p
+    spread = (p * (1 - p)).mean(0).double().clamp_min(1e-4)
+    curvature = torch.cat([values.clamp_min(0), values.new_tensor([len(x)])])[:, None, None] * spread
+    curvature[:-1] += penalty
+    scale = curvature.rsqrt()
+
+    def objective(u):
+        losses, _, gradient = at(v0 + scale * torch.from_numpy(u).reshape(v0.shape))
+        return float(losses.sum()), (scale * gradient).numpy().ravel()
+
+    # In these units the optimum is missed by about |gradient|^2 / 2, and the loss is of order n. Sums of float32
+    # products are noise below these bounds.
+    gtol, ftol = (1e-5, 1e-9) if x.dtype != torch.float64 else (1e-7, 1e-14)
+    options = {"gtol": gtol * len(x) ** 0.5, "ftol": ftol, "maxiter": 2000, "maxcor": 20}
+    found = optimize.minimize(
+        objective, scale.new_zeros(v0.numel()).numpy(), jac=True, method="L-BFGS-B", options=options
+    )
+    if found.status == 1:
+        warnings.warn(f"logistic probe: {found.message}; a larger penalty converges sooner", stacklevel=5)
+    v = v0 + scale * torch.from_numpy(found.x).reshape(v0.shape)
+    w = torch.einsum("de,eto->tod", vectors, v[:-1])
+    return w, v[-1] - w @ mean
 
 
 FAMILIES: dict[str, Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]]] = {
@@ -434,7 +480,7 @@ def fit_sparse(
     penalty: float = 0.0,
     generator: torch.Generator | None = None,
 ) -> Probe:
-    """An LDA probe on the k best columns (neurons) of every layer for every target; zeros elsewhere, `support` says which.
+    """An LDA probe on the k best columns (neurons), by layer and target; zeros elsewhere, `support` says which.
 
     mean_difference  largest |class mean - mean of the rest| in standard deviations, over the target's classes
     f_statistic      one-way analysis of variance: between / within
@@ -508,9 +554,9 @@ def _forward(corr: Tensor, cross: Tensor, k: int, rtol: float) -> Tensor:
 
     corr [l, d, d], cross [l, t, c, d]; after column j entered, everything is projected off it.
     """
-    n_layers, t, _, d = cross.shape
+    t = cross.shape[1]
     rest, chosen, bases = corr.diagonal(dim1=-2, dim2=-1)[:, None].repeat(1, t, 1), [], []
-    layer = torch.arange(n_layers)[:, None]
+    layer = torch.arange(len(cross))[:, None]
     for _ in range(k):
         open_ = rest > 10 * rtol  # what is left of a copy of a chosen column is rounding
         gain = torch.where(open_, (cross**2).sum(-2) / torch.where(open_, rest, 1), -1.0)
@@ -532,7 +578,7 @@ def _forward(corr: Tensor, cross: Tensor, k: int, rtol: float) -> Tensor:
 
 def _refit(m: Moments, c: int, chosen: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
     """LDA on the chosen columns, from the same moments: weight [l, t, c, d], bias [l, t, c]."""
-    n_layers, t, k = chosen.shape
+    n_layers, t = chosen.shape[:2]
     to_mean, prior = _class_means(m)
     layer = torch.arange(n_layers)[:, None, None]
     small = m.scatter[layer[..., None], chosen[..., :, None], chosen[..., None, :]]  # [l, t, k, k]
@@ -735,7 +781,7 @@ def auroc(
             continue
         score = contrasts[..., c].mT.double().contiguous()
         wins = torch.where(inside, _share_below(score, outside), 1 - _share_below(score, inside))
-        n_in, n_out = (side.sum(1).clamp_min(1) for side in (inside, outside))
+        n_in, n_out = (side.sum(1).clamp_min(1).double() for side in (inside, outside))
         area = (wins * inside).sum(-1) / n_in
         psi = (wins - area.unsqueeze(-1)) * (inside / n_in[:, None] + outside / n_out[:, None])
         value = value + torch.where(usable, area, 0)
@@ -747,10 +793,10 @@ def auroc(
 
 def _share_below(score: Tensor, side: Tensor) -> Tensor:
     """For every row the share of the rows in `side` that score lower, ties counting half. score [..., t, n]."""
-    ordered = torch.where(side, score, torch.inf).sort(-1).values
+    ordered = torch.where(side, score, torch.inf).sort(-1).values.contiguous()
     below, up_to = (torch.searchsorted(ordered, score, right=right) for right in (False, True))
     # Scores of -inf or inf do not occur among usable classes; the padding is +inf and lies above every score.
-    return (below + up_to) / 2 / side.sum(-1, keepdim=True).clamp_min(1)
+    return (below + up_to).double() / 2 / side.sum(-1, keepdim=True).clamp_min(1)
 
 
 def _metric(value: Tensor, influence: Tensor, n: Tensor, group: Tensor | None) -> Metric:

@@ -99,8 +99,8 @@ class Compiled:
 
     def expected_logits(self, rows: Sequence[Sequence[Value]]) -> Float[Tensor, "batch pos classes"]:
         """The logits that the interpreter's values stand for; NaN at the start token and at padding."""
-        c = torch.tensor([float(v) for v in self.classes] if self.program.numerical else range(len(self.classes)))
-        c = c.double()
+        numbers = map(float, self.classes) if self.program.numerical else range(len(self.classes))
+        c = torch.tensor(list(numbers), dtype=torch.float64)
         logits = torch.full((len(rows), self.max_len + 1, len(c)), torch.nan, dtype=torch.float64)
         index = {v: i for i, v in enumerate(self.classes)}
         for i, row in enumerate(rows):

@@ -123,8 +123,8 @@ class LinearSequenceMap(SOp):
 
     x: SOp
     y: SOp
-    a: float
-    b: float
+    a: int | float | Fraction
+    b: int | float | Fraction
     numerical: bool = dataclasses.field(default=True, kw_only=True)
 
 
@@ -282,6 +282,6 @@ def selects(x: Select, key: Value, query: Value) -> bool:
     return key is not None and query is not None and bool(x.predicate(key, query))
 
 
-def number(value: Value) -> Fraction:
+def number(value: int | float | Fraction) -> Fraction:
     """A number as a Fraction; floats are taken as the fraction they were meant to be (0.1 -> 1/10)."""
     return Fraction(value) if isinstance(value, int | Fraction) else Fraction(float(value)).limit_denominator(10**6)

@@ -38,7 +38,6 @@ from toylab.rasp.language import (
     SOp,
     Value,
     indices,
-    names_of,
     tokens,
     trace,
     walk,
@@ -112,7 +111,7 @@ def any_earlier(flag: SOp, name: str) -> SOp:
 
 
 def _reverse(vocab, n) -> SOp:
-    opposite = SequenceMap(lambda i, l: l - 1 - i if i < l else None, indices, length(), name="opposite")
+    opposite = SequenceMap(lambda i, n: n - 1 - i if i < n else None, indices, length(), name="opposite")
     return Aggregate(Select(indices, opposite, EQ), tokens, name="reverse")
 
 
@@ -149,7 +148,7 @@ def _shuffle_dyck(pairs: Sequence[str]) -> Callable[..., SOp]:
     """1 everywhere if every kind of bracket balances by itself, else 0."""
 
     def build(vocab, n) -> SOp:
-        last = Map(lambda l: l - 1, length(), name="last")
+        last = Map(lambda n: n - 1, length(), name="last")
         verdict: SOp | None = None
         for pair in pairs:
             s = sign(pair_balance(*pair))
@@ -159,7 +158,7 @@ def _shuffle_dyck(pairs: Sequence[str]) -> Callable[..., SOp]:
             good = SequenceMap(lambda e, f: int(e == 0 and f == 0), ever, final, name=f"{pair} good")
             verdict = good if verdict is None else SequenceMap(min, verdict, good, name="all good")
         assert verdict is not None
-        return verdict.named("shuffle_dyck")
+        return verdict
 
     return build
 
@@ -174,7 +173,7 @@ def _detect_pattern(pattern: str) -> Callable[..., SOp]:
             match = Map(lambda t, w=wanted: t == w, there, name=f"{wanted} {back} back")
             found = match if found is None else SequenceMap(lambda a, b: a and b, found, match, name=f"last {back + 1}")
         assert found is not None
-        return found.named("detect_pattern")
+        return found
 
     return build
 
@@ -283,8 +282,7 @@ PROGRAMS: dict[str, Program] = {
 def expression(name: str, vocab: tuple[Value, ...], max_len: int) -> SOp:
     """The program of this name, named as in the table."""
     one_of("program", name, PROGRAMS)
-    program = PROGRAMS[name].build(vocab, max_len)
-    return program if program.name in (name, "parity", "hist", "shuffle_dyck") else program.named(name)
+    return PROGRAMS[name].build(vocab, max_len).named(name)
 
 
 # --- As a task -------------------------------------------------------------------------------------------------------
@@ -327,11 +325,7 @@ class ProgramTask:
 
     @property
     def classes(self) -> tuple[Value, ...]:
-        return self._values[self.names[id(self.expression)]]
-
-    @property
-    def names(self) -> dict[int, str]:
-        return names_of(self.expression)
+        return self._values[self.program]
 
     @property
     def _values(self) -> dict[str, tuple[Value, ...]]:
@@ -384,10 +378,10 @@ class ProgramTask:
     def batch_of(self, rows: Sequence[tuple[Value, ...]]) -> Batch:
         """These rows with the interpreter's answers; weight 0 at the start, at padding and where the answer is None."""
         inputs = self.encode(rows)
-        answers = self._ids(self.names[id(self.expression)], rows)
+        answers = self._ids(self.program, rows)
         example = ""
         if len(rows):
-            shown = [str(v) for v in self._trace(rows[0])[self.names[id(self.expression)]]]
+            shown = [str(v) for v in self._trace(rows[0])[self.program]]
             example = f"{self.render(inputs[:1])[0]} -> {' '.join(shown)}"
         return Batch(inputs, answers.clamp(min=0), weight=(answers >= 0).float(), example=example)
 

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from toylab.data import Batch, Latent, Split, generator
+from toylab.data import Batch, GroupLabels, Latent, Split, generator
 from toylab.errors import UserError, one_of, require
 
 MAX_ROWS = 2**24
@@ -55,6 +55,15 @@ FORMATS = {"a b =": 1, "a b": 0, "a o b =": 2}  # -> special tokens: "=" is p, t
 
 def is_prime(n: int) -> bool:
     return n >= 2 and all(n % d for d in range(2, int(n**0.5) + 1))
+
+
+def powers_of_root(p: int) -> Int[Tensor, " i"]:
+    """g^i mod p for i = 0..p-2, g the smallest primitive root of the prime p: every residue but 0, once."""
+    for g in range(1, p):
+        powers = [pow(g, i, p) for i in range(p - 1)]
+        if len(set(powers)) == p - 1:
+            return torch.tensor(powers)
+    raise AssertionError(f"{p} is not prime")
 
 
 @dataclass(frozen=True)
@@ -129,6 +138,15 @@ class ModularArithmetic:
             values[-1] = torch.arange(1, self.p)
         return torch.cartesian_prod(*values)
 
+    def row_of(self, operands: Int[Tensor, "row operand"]) -> Int[Tensor, " row"]:
+        """Row numbers of these operands in `operands()`, which are those in `split(seed).all`."""
+        lowest = int(self.operation in DIVISIONS)
+        require(not (operands[:, -1] < lowest).any(), f"{self.operation} has no row for y = 0")
+        rows = operands[:, 0]
+        for x in operands[:, 1:-1].unbind(1):
+            rows = rows * self.p + x
+        return rows * (self.p - lowest) + operands[:, -1] - lowest
+
     def true_answer(self, operands: Int[Tensor, "row operand"]) -> Int[Tensor, " row"]:
         """The operation itself, whatever the labels."""
         result = operands[:, 0]
@@ -142,12 +160,7 @@ class ModularArithmetic:
             return self.true_answer(operands)
         table = self.operands()
         shuffled = self.true_answer(table)[torch.randperm(len(table), generator=generator(0, "labels"))]
-        first = self.p - (self.operation in DIVISIONS)
-        row = torch.zeros_like(operands[:, 0])
-        for i, x in enumerate(operands.unbind(1)):
-            last = i == self.n_operands - 1
-            row = row * (first if last else self.p) + (x - (self.p - first) if last else x)
-        return shuffled[row]
+        return shuffled[self.row_of(operands)]
 
     def encode(self, operands: Int[Tensor, "row operand"]) -> Int[Tensor, "row pos"]:
         """Tokens of these operands in the task's format."""
@@ -188,6 +201,21 @@ class ModularArithmetic:
         return self._batch(table[torch.randint(len(table), (n,), generator=generator)])
 
     # --- the truth --------------------------------------------------------------------------------------------------
+
+    def as_group(self) -> GroupLabels | None:
+        """Tokens and classes as elements of the abelian group in which the answer is a sum; None where there is none.
+
+        x+y and x-y: Z_p for any p, with -y in the place of y. x*y and x/y, p an odd prime, on residues other than 0:
+        x = g^i is element i of Z_(p-1), g the smallest primitive root, with 1/y in the place of y. None for every
+        other operation and for more than two operands. Shuffled and noisy labels keep the group of the operation.
+        """
+        added, multiplied = self.operation in ("x+y", "x-y"), self.operation in ("x*y", "x/y")
+        if self.n_operands != 2 or not (added or (multiplied and self.p > 2 and is_prime(self.p))):
+            return None
+        tokens = torch.arange(self.p) if added else powers_of_root(self.p)
+        negative = -torch.arange(len(tokens)) % len(tokens)
+        right = tokens[negative] if self.operation in ("x-y", "x/y") else tokens
+        return GroupLabels((len(tokens),), left=tokens, right=right, out=tokens)
 
     def latents(self, inputs: Int[Tensor, "row pos"]) -> dict[str, Latent]:
         """The operands a, b, ... from the position where each is seen, and `answer` from the last operand on."""
