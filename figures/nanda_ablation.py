@@ -2,9 +2,9 @@
 
 Left: loss on the training pairs after the waves of a + b at one frequency are taken from the logits, for each frequency
 of the first run. Only the key ones (orange) matter: the others leave the loss at its old value (line). Right, a dot for
-each seed: loss on all pairs of the full network, of the logits without the non-key frequencies of a + b, of nothing but
-the key frequencies, and of their best fit by cos w(a + b - c). Each of these does better than the network itself.
-"Without key", on training pairs, is the excluded loss.
+each seed: loss on all pairs of the full network, of its logits without the other frequencies of a + b, of nothing but the
+key frequencies of a + b, and of their best fit by cos w(a + b - c). The last two lie below the full network: what else
+is in its logits does harm. "Without key", on training pairs, is the excluded loss: worse than guessing.
 """
 
 import numpy as np
@@ -47,8 +47,8 @@ def draw(table):
         single.annotate(str(k), (k, value), (0, 4), textcoords="offset points", ha="center", color=ORANGE, fontsize=8)
     single.axhline(base, color=BLUE, lw=1, label="nothing removed")
     single.set(yscale="log", title="training loss without one frequency", xlabel="frequency removed")
-    single.margins(y=0.15)
-    single.legend(loc="upper left", ncols=3, fontsize=7, columnspacing=1, bbox_to_anchor=(-0.02, 1.0))
+    single.set_ylim(base / 5, loss.max() * 100)  # room for the legend
+    single.legend(loc="upper left", ncols=3, fontsize=8, columnspacing=1, handletextpad=0.3)
     for place, name in enumerate(KINDS):
         values = np.atleast_1d(table[name].values)
         sets.plot(np.full(len(values), place), values, "o", ms=5, alpha=0.8, color=BLUE if place == 0 else ORANGE)

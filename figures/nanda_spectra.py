@@ -48,6 +48,6 @@ def draw(table):
             ax.annotate(str(k), (k, height), ha="center", va="bottom", color=ORANGE, fontsize=8)
         ax.set(title=title, xlim=(-0.8, freq.max() + 0.8))
         ax.margins(y=0.15)
-    axes[0].legend(loc="upper right")
+    axes[0].legend(loc="lower right", bbox_to_anchor=(1, 0.97))
     axes[1].set(xlabel=f"frequency (0: the constant); seed {table.attrs['seed']}")
     return figure

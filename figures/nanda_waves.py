@@ -1,18 +1,20 @@
-"""Attention, neurons and logits are waves over a and b: stripes, checks and diagonals (Nanda et al. 2023, figure 4).
+"""Attention, neurons and logits are waves over a and b: checks, dots and diagonals (Nanda et al. 2023, figure 4).
 
 Top: as functions of the two operands, the attention from "=" to a in two heads, two neurons, and the logit of answer 0.
-Bottom: the same tables in the two-dimensional Fourier basis, brightness by amplitude, the constant left out. Attention
-and neurons have their weight at one frequency k each: on the edges (waves of a or of b alone) and in the corner (k, k)
-(products of both). The logit is dark except for the diagonal cells of the key frequencies: it is a function of a + b.
+Bottom: the same tables in the two-dimensional Fourier basis; the area of a dot is the energy at its pair of frequencies,
+the constant left out. Attention has its weight on the edges, as waves of a or of b alone. A neuron has it at one
+frequency k: at (k, 0), at (0, k), and at (k, k), where a and b are multiplied. The logit has nothing but the diagonal
+cells of the key frequencies: it is a function of a + b.
 """
 
+import matplotlib as mpl
 import numpy as np
 import torch
 import xarray as xr
 
 from toylab.interp.fourier import power_2d
 from toylab.interp.group_addition import neuron_frequencies
-from toylab.plotting import subplots
+from toylab.plotting import BLUE, subplots
 
 NEEDS = ["nanda2023"]
 
@@ -34,27 +36,33 @@ def compute(runs):
     names += [f"neuron {m}, k = {int(neurons.freq[m])}" for m in (first, second)] + ["logit of 0"]
     columns = torch.cat([to_a[:, heads], post[:, [first, second]], snap.logits[:, 0, :1].double()], 1)
     maps = columns.T.reshape(-1, n, n)
-    amplitude = power_2d(maps, group, (1, 2)).sqrt()
-    amplitude[:, 0, 0] = 0
-    maps = {"map": (("what", "a", "b"), maps.float().numpy())}
-    maps["spectrum"] = (("what", "freq_a", "freq_b"), amplitude.float().numpy())
-    return xr.Dataset(maps, {"what": names}, {"seed": run.experiment.seed})
+    energy = power_2d(maps, group, (1, 2))
+    energy[:, 0, 0] = 0
+    energy /= energy.sum((1, 2), keepdim=True)
+    low, high = maps.amin((1, 2), keepdim=True), maps.amax((1, 2), keepdim=True)
+    percent = (100 * (maps - low) / (high - low)).round().to(torch.int8)  # the eye needs no more
+    tables = {"percent": (("what", "a", "b"), percent.numpy())}
+    tables["energy"] = (("what", "freq_a", "freq_b"), energy.float().numpy())
+    return xr.Dataset(tables, {"what": names}, {"seed": run.experiment.seed})
 
 
 def draw(table):
-    figure, axes = subplots(2, 5, 3.1)
+    figure, axes = subplots(2, 5, 3.3)
+    colors = mpl.colormaps["viridis"].resampled(16)  # few colours keep the file small
     for column, name in enumerate(table.what.values):
-        one = table.sel(what=name)
+        one = table.isel(what=column)
         top, bottom = axes[:, column]
-        top.imshow(one.map.values, cmap="viridis", origin="lower", interpolation="nearest")
+        top.imshow(one.percent.values, cmap=colors, origin="lower", interpolation="nearest")
         top.set_title(str(name).replace(", ", ",\n"), fontsize=8)
-        bottom.imshow(one.spectrum.values, cmap="magma", origin="lower", interpolation="nearest")
+        freq_a, freq_b = np.nonzero(one.energy.values > 0.005)
+        bottom.scatter(freq_b, freq_a, 120 * one.energy.values[freq_a, freq_b], color=BLUE, alpha=0.8, lw=0, clip_on=False)
+        last = one.sizes["freq_a"] - 1
+        bottom.set(xlim=(-1, last), ylim=(-1, last), aspect="equal")
+        top.grid(False)
         for ax in (top, bottom):
-            ax.grid(False)
             ax.tick_params(labelsize=7)
         top.set_xlabel("b", fontsize=8, labelpad=1)
         bottom.set_xlabel("frequency in b", fontsize=8, labelpad=1)
     axes[0, 0].set_ylabel("a")
     axes[1, 0].set_ylabel("frequency in a")
-    assert not np.isnan(table.spectrum.values).any()
     return figure

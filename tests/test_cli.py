@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from cases.runs import flip_bit, overrides
+
 from toylab import Run
 from toylab.cli import COMMANDS, main
 from toylab.cli.demo import events
@@ -35,7 +35,7 @@ def path(runs):
     return runs / "tiny" / "seed=0"
 
 
-# --- Help ----------------------------------------------------------------------------------------------------------------
+# --- Help ------------------------------------------------------------------------------------------------------------
 
 
 def test_help_says_what_each_command_does_and_imports_nothing_heavy():
@@ -67,13 +67,18 @@ def test_wrong_usage_ends_with_status_2(arguments, capsys):
     assert "usage: toylab" in capsys.readouterr().err
 
 
-# --- list ----------------------------------------------------------------------------------------------------------------
+# --- list ------------------------------------------------------------------------------------------------------------
 
 
 def test_list_shows_everything_with_a_line_about_it(runs, capsys):
     assert main(["list", "--runs", str(runs)]) == 0
     text = capsys.readouterr().out
-    for group, plural in (("task", "tasks"), ("model", "models"), ("measure", "measures"), ("experiment", "experiments")):
+    for group, plural in (
+        ("task", "tasks"),
+        ("model", "models"),
+        ("measure", "measures"),
+        ("experiment", "experiments"),
+    ):
         assert f"{plural}:" in text
         for file in (ROOT / "conf" / group).glob("*.yaml"):
             assert any(line.split()[:1] == [file.stem] and len(line.split()) > 3 for line in text.splitlines()), file
@@ -90,11 +95,13 @@ def test_list_of_runs_alone_survives_a_broken_one(tmp_path, capsys):
     assert "unreadable run.json" in capsys.readouterr().out
 
 
-# --- train, measure, figure, verify ------------------------------------------------------------------------------------------
+# --- train, measure, figure, verify ----------------------------------------------------------------------------------
 
 
 def test_train_says_what_will_run_how_long_and_where(tmp_path, capsys):
-    assert main(["train", *overrides(tmp_path), "seed=3", "train.stop={measure: train_loss, at_most: 100, hold: 10}"]) == 0
+    assert (
+        main(["train", *overrides(tmp_path), "seed=3", "train.stop={measure: train_loss, at_most: 100, hold: 10}"]) == 0
+    )
     text = capsys.readouterr().out
     path = tmp_path / "tiny" / "seed=3"
     for part in ("tiny, seed 3", "p=7", "2,384 parameters", "at most 60 steps", "up to 8 checkpoints", str(path)):
@@ -156,7 +163,7 @@ def test_a_closed_pipe_is_no_error():
     assert "Traceback" not in done.stderr
 
 
-# --- Sweeps --------------------------------------------------------------------------------------------------------------
+# --- Sweeps ----------------------------------------------------------------------------------------------------------
 
 
 def test_a_sweep_makes_every_cell_and_skips_what_is_finished(tmp_path):
@@ -176,7 +183,7 @@ def test_a_sweep_makes_every_cell_and_skips_what_is_finished(tmp_path):
     assert not [p for p in tmp_path.iterdir() if p.name in ("outputs", "multirun")]
 
 
-# --- demo ----------------------------------------------------------------------------------------------------------------
+# --- demo ------------------------------------------------------------------------------------------------------------
 
 
 def test_demo_trains_measures_draws_and_the_second_time_only_redraws(tmp_path, monkeypatch, capsys):

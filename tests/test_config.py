@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from cases.runs import KINDS
 from omegaconf import OmegaConf
 
-from cases.runs import KINDS
 from toylab.cli.compose import compose, header
 from toylab.cli.measure import named_measure
 from toylab.cli.train import split_config
@@ -20,8 +20,8 @@ from toylab.errors import UserError
 from toylab.experiment import Experiment, Stop, TrainSpec
 from toylab.optim import OptimSpec
 from toylab.snapshot import Snapshot
-from toylab.tasks.modular import ModularArithmetic
 from toylab.taps import Tapped
+from toylab.tasks.modular import ModularArithmetic
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -38,7 +38,7 @@ def spec_of(group: str, name: str) -> Any:
     return build(node_of(group, name), group, OptimSpec if group == "optim" else None)
 
 
-# --- Everything under conf/ -----------------------------------------------------------------------------------------------
+# --- Everything under conf/ ------------------------------------------------------------------------------------------
 
 FILES = [(group, name) for group in ("task", "model", "optim") for name in names(group)]
 
@@ -47,7 +47,9 @@ FILES = [(group, name) for group in ("task", "model", "optim") for name in names
 def test_every_yaml_builds_lists_every_field_and_says_what_it_is(group, name):
     node, spec = node_of(group, name), spec_of(group, name)
     listed = set(node) - {"_target_"}
-    assert listed == {field.name for field in dataclasses.fields(spec)}, "a setting that is not listed needs + to be set"
+    assert listed == {field.name for field in dataclasses.fields(spec)}, (
+        "a setting that is not listed needs + to be set"
+    )
     assert build(to_node(spec), group) == spec
     assert len(header(CONF / group / f"{name}.yaml")) > 20
     composed = compose([f"{group}={name}"])[group]
@@ -111,7 +113,7 @@ def test_every_model_meets_every_task_or_says_why_not(task, model):
     assert built(batch.inputs, read=batch.read).isfinite().all()
 
 
-# --- build, convert, to_node ---------------------------------------------------------------------------------------------
+# --- build, convert, to_node -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -160,7 +162,10 @@ def test_a_nested_spec_is_built_with_the_types_it_states():
 WRONG = [
     ({"inner": {"size": "3"}}, r"outer.inner.size='3': expected a whole number, not str"),
     ({"inner": {"size": True}}, r"outer.inner.size=True: expected a whole number, not bool"),
-    ({"inner": {"size": 3, "sise": 1}}, r'outer.inner.sise: no such setting; Inner has size, rate; did you mean "size"'),
+    (
+        {"inner": {"size": 3, "sise": 1}},
+        r'outer.inner.sise: no such setting; Inner has size, rate; did you mean "size"',
+    ),
     ({"inner": {}}, r"outer.inner lacks size"),
     ({"inner": 3}, r"outer.inner=3"),
     ({"pair": [1]}, r"outer.pair=\[1\]: expected 2 values"),
@@ -184,7 +189,14 @@ def test_wrong_types_are_named_with_their_place(change, said):
 
 @pytest.mark.parametrize(
     ("value", "kind", "result"),
-    [(3, float, 3.0), (3.0, int, 3), (None, int | None, None), ("a", str | int, "a"), (2, str | int, 2), ([], tuple[int, ...], ())],
+    [
+        (3, float, 3.0),
+        (3.0, int, 3),
+        (None, int | None, None),
+        ("a", str | int, "a"),
+        (2, str | int, 2),
+        ([], tuple[int, ...], ()),
+    ],
 )
 def test_conversions_that_lose_nothing(value, kind, result):
     found = convert(value, kind, "x")
@@ -222,7 +234,7 @@ def test_only_frozen_specs_of_toylab_are_found(target, said):
 
 def test_a_group_that_was_not_selected_is_caught():
     """Setting a value under a group nobody chose makes a dictionary without _target_, and Hydra does not complain."""
-    with pytest.raises(UserError, match="task has no _target_: choose one of the files in conf/task/"):
+    with pytest.raises(UserError, match=r"task has no _target_: choose one of the files in conf/task/"):
         build({"p": 7}, "task")
 
 

@@ -291,12 +291,17 @@ def test_a_member_that_meets_its_stop_condition_leaves(tmp_path):
     assert by_name["fast"].steps[-1] < by_name["slow"].steps[-1] < 400
 
 
-def test_a_member_that_diverges_leaves_and_the_others_go_on(tmp_path):
+def test_a_member_that_diverges_leaves_and_the_others_go_on(tmp_path, monkeypatch):
     members = [
         with_optim(e, kind="sgd", lr=lr, weight_decay=0.0) for e, lr in zip(SEEDS, (0.1, 1e80, 0.1), strict=True)
     ]
     paths = [tmp_path / str(i) for i in range(3)]
-    group = train_ensemble(members, paths, progress=False)
+    sizes = []
+    with monkeypatch.context() as patch:
+        advance = Stacked.advance
+        patch.setattr(Stacked, "advance", lambda self: (sizes.append(len(self.trainers)), advance(self))[1])
+        group = train_ensemble(members, paths, progress=False)
+    assert sizes == [3, 3] + [2] * 48  # the first update makes the weights huge, the second sees the loss
     status = {run.path.name: run.info["status"] for run in group}
     assert status == {"0": "finished", "1": "diverged", "2": "finished"}
     kept = Run.open(paths[1])

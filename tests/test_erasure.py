@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 from cases.models import REPEATED, rng, scrambled, spec
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import log_loss
 
 from toylab.errors import UserError
 from toylab.interp.erasure import amnesic_test, fit, fit_moments, label_moments, random_eraser
@@ -16,7 +17,7 @@ pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
 def labelled(n=3000, d=8, classes=3, seed=0):
     g = rng(seed)
-    y = torch.randint(classes, (n,), generator=g)
+    y = torch.multinomial(0.6 ** torch.arange(classes), n, replacement=True, generator=g)
     mix = torch.randn(d, d, generator=g, dtype=torch.double)
     centres = torch.randn(classes, d, generator=g, dtype=torch.double) * 2
     return torch.randn(n, d, generator=g, dtype=torch.double) @ mix + centres[y] + 5, y
@@ -36,7 +37,8 @@ def test_row_a11_no_linear_classifier_beats_a_constant():
     covariance = (erased - erased.mean(0)).T @ F.one_hot(y).double() / len(y)
     assert covariance.abs().max() < 1e-6
     judge = LogisticRegression(C=1e6, tol=1e-10, max_iter=5000).fit(erased, y)
-    assert abs(judge.coef_).max() < 1e-4
+    constant = -(torch.bincount(y) / len(y)).double().log()[y].mean()
+    assert constant - log_loss(y, judge.predict_proba(erased)) < 1e-6
     assert abs(judge.score(erased, y) - majority) < 1e-3
     for kind, penalty in (("ridge", 0.0), ("lda", 0.0), ("logistic", 1.0)):
         found = evaluate(fit_probe(erased, y, kind, penalty), erased, y)["accuracy"].value.item()
@@ -44,7 +46,7 @@ def test_row_a11_no_linear_classifier_beats_a_constant():
 
 
 def test_nothing_nearer_has_no_covariance():
-    """Theorem 4.3: moving the eraser's image within the maps that keep Cov = 0 only makes it worse; orthogonal does too."""
+    """Theorem 4.3: other affine maps that keep Cov = 0, the orthogonal projection among them, move x further."""
     x, y = labelled()
     eraser = fit(x, y)
     centred = x - x.mean(0)
@@ -71,7 +73,11 @@ def test_erasing_twice_is_once_and_other_layers_are_apart():
 
 def test_pieces_are_the_whole():
     x, y = labelled()
-    total = label_moments(x[:10], y[:10], 3) + label_moments(x[10:1500], y[10:1500], 3) + label_moments(x[1500:], y[1500:], 3)
+    total = (
+        label_moments(x[:10], y[:10], 3)
+        + label_moments(x[10:1500], y[10:1500], 3)
+        + label_moments(x[1500:], y[1500:], 3)
+    )
     torch.testing.assert_close(fit_moments(total)(x), fit(x, y)(x))
 
 
@@ -121,11 +127,12 @@ def test_amnesia_of_what_the_output_reads_and_of_what_it_does_not():
     with torch.no_grad():
         model.W_U.copy_(torch.outer(u, torch.randn(6, generator=rng(2), dtype=torch.double)))
         outputs, cache = model.run_with_cache(inputs, ["resid_post1"])
-    sign = (cache["resid_post", 1] @ u > (cache["resid_post", 1] @ u).median()).flatten().long()
     x = cache["resid_post", 1].flatten(0, 1)
+    middle = outputs[..., 0].median()
+    sign = (outputs[..., 0] > middle).flatten().long()
 
     def agreement(now):
-        return (now.argmax(-1) == outputs.argmax(-1)).double().mean()
+        return ((now[..., 0] > middle).flatten() == sign).double().mean()
 
     # An eraser that takes away exactly u, made from a variable that lies along it (orthogonal to everything else).
     only_u = random_eraser(x.mean(0), 1, rng())
@@ -134,11 +141,12 @@ def test_amnesia_of_what_the_output_reads_and_of_what_it_does_not():
     used = amnesic_test(model, inputs, "resid_post1", along, agreement, rng(3))
     unused = amnesic_test(model, inputs, "resid_post1", across, agreement, rng(3))
     assert used.clean == unused.clean == unused.erased == 1
-    assert used.erased < used.random.min()
+    assert used.erased in (sign.double().mean().item(), 1 - sign.double().mean().item())  # a constant answer
+    assert used.erased < used.random.mean()
     assert used.effect > 0.1
     assert unused.effect <= 0
     learned = amnesic_test(model, inputs, "resid_post1", fit(x, sign), agreement, rng(3), n_random=5)
-    assert learned.erased < 0.9
+    assert learned.erased < 0.8
 
 
 def test_mistakes_say_what_to_do():

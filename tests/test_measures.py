@@ -5,13 +5,13 @@ import math
 
 import pytest
 import torch
-
 from cases.runs import ADDITION, MODEL, VECTORS
+
 from toylab.data import Batch, Split
 from toylab.measures.basic import LogitStats, Loss, WeightNorms
 from toylab.snapshot import Snapshot, Stack
-from toylab.tasks.induction import RepeatedTokens
 from toylab.taps import Tapped
+from toylab.tasks.induction import RepeatedTokens
 
 P = ADDITION.p
 
@@ -40,7 +40,7 @@ def live(seed=0, task=ADDITION, model=MODEL) -> Snapshot:
     return Snapshot(0, model.build(task, torch.Generator().manual_seed(seed)), task, task.split(seed))
 
 
-# --- Loss ----------------------------------------------------------------------------------------------------------------
+# --- Loss ------------------------------------------------------------------------------------------------------------
 
 
 def test_uniform_answers_have_the_loss_of_guessing():
@@ -106,7 +106,7 @@ def test_an_untrained_network_is_near_guessing():
     assert min(r["all_loss"] for r in results) > math.log(P) - 0.1
 
 
-# --- WeightNorms ---------------------------------------------------------------------------------------------------------
+# --- WeightNorms -----------------------------------------------------------------------------------------------------
 
 
 def test_norms_of_planted_weights():
@@ -162,7 +162,7 @@ def test_one_by_one_and_stacked_norms_are_the_same_bits():
         assert alone["weight_norm"].values.tolist() == stacked["weight_norm"].values[i].tolist()
 
 
-# --- LogitStats ----------------------------------------------------------------------------------------------------------
+# --- LogitStats ------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("s", [1.0, 7.0])

@@ -97,7 +97,9 @@ def test_logistic_reaches_scikit_learns_objective(penalty, dtype):
     probe = fit(x, y, "logistic", penalty)
     for layer in range(2):
         for t, c in enumerate((3, 2, 2)):
-            judge = LogisticRegression(C=1 / penalty, tol=1e-10, max_iter=5000).fit(x[layer].double(), y[:, t])
+            judge = LogisticRegression(C=1 / penalty, tol=1e-10, max_iter=500, solver="newton-cg").fit(
+                x[layer].double(), y[:, t]
+            )
 
             def objective(weight, bias, layer=layer, t=t, c=c):
                 z = x[layer].double() @ torch.as_tensor(weight).double().T + torch.as_tensor(bias).double()
@@ -118,7 +120,9 @@ def test_metrics_are_scikit_learns():
     scores = torch.randn(300, 1, 3, generator=g).round(decimals=1) + F.one_hot(y)  # rounding makes ties
     predicted = scores.argmax(-1)
     assert accuracy(predicted, y).value.item() == pytest.approx((predicted == y).double().mean().item())
-    assert balanced_accuracy(predicted, y).value.item() == pytest.approx(balanced_accuracy_score(y[:, 0], predicted[:, 0]))
+    assert balanced_accuracy(predicted, y).value.item() == pytest.approx(
+        balanced_accuracy_score(y[:, 0], predicted[:, 0])
+    )
     area = np.mean([roc_auc_score(y[:, 0] == c, scores[:, 0, c]) for c in range(3)])
     assert auroc(scores, y).value.item() == pytest.approx(area, abs=1e-12)
     reals = torch.randn(300, 2, generator=g)
@@ -294,7 +298,9 @@ def test_moments_of_pieces_add_up_and_survive_a_large_mean():
         torch.testing.assert_close(getattr(total, name), getattr(whole, name))
     # float32 with a mean of 1000 standard deviations: the naive sum of squares would have no digits left.
     far = (x + 3000).float()
-    torch.testing.assert_close(moments(far, y.float()).scatter, moments(far.double(), y.double()).scatter, rtol=1e-3, atol=0.5)
+    torch.testing.assert_close(
+        moments(far, y.float()).scatter, moments(far.double(), y.double()).scatter, rtol=1e-3, atol=0.5
+    )
 
 
 def test_singular_activations_are_fine():
@@ -302,7 +308,9 @@ def test_singular_activations_are_fine():
     x, y = gaussian_classes(n_layers=1)
     doubled = torch.cat([x, x[..., :2], torch.ones_like(x[..., :1])], -1)
     for kind in ("ridge", "lda"):
-        torch.testing.assert_close(fit(doubled, y, kind).scores(doubled), fit(x, y, kind).scores(x), atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            fit(doubled, y, kind).scores(doubled), fit(x, y, kind).scores(x), atol=1e-6, rtol=1e-6
+        )
 
 
 def test_standard_errors_cover():
@@ -342,7 +350,9 @@ def test_ladder_tells_what_the_network_adds():
     assert result.gain["trained"].item() > 0.3
     assert abs(result.gain["untrained"].item()) < 0.1
     for name in names:
-        assert abs(result.shuffled[name].value - result.rungs["majority"].value) < 4 * result.shuffled[name].stderr + 0.03
+        assert (
+            abs(result.shuffled[name].value - result.rungs["majority"].value) < 4 * result.shuffled[name].stderr + 0.03
+        )
     assert set(result.selectivity) == set(names)
     same = ladder(names, y, group, lambda a, b: fit(a, b, "lda"), rng(5), metric="auroc")
     assert same.rungs["majority"].value.item() == 0.5
@@ -371,7 +381,9 @@ def test_splits_keep_groups_whole():
     # Splitting by position finds a variable that is a random label of the sequence; splitting by sequence does not.
     g = rng()
     x = torch.randn(100, 1, 60, generator=g).expand(100, 20, 60)
-    x, y, group = as_rows(x + 0.1 * torch.randn(100, 20, 60, generator=g), torch.randint(2, (100, 1), generator=g).expand(100, 20))
+    x, y, group = as_rows(
+        x + 0.1 * torch.randn(100, 20, 60, generator=g), torch.randint(2, (100, 1), generator=g).expand(100, 20)
+    )
     scores = []
     for by in (torch.arange(2000), group):
         train, test = split_by_group(by, 0.7, rng(1))
@@ -402,7 +414,10 @@ X, Y = torch.randn(20, 3, generator=rng()), torch.arange(20) % 2
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda: fit(X, torch.ones(20, dtype=torch.long), "lda"), r"target 0 has one class \(1\) in its 20 defined rows"),
+        (
+            lambda: fit(X, torch.ones(20, dtype=torch.long), "lda"),
+            r"target 0 has one class \(1\) in its 20 defined rows",
+        ),
         (lambda: fit(X, torch.where(Y == 1, -1, Y), "lda"), "has one class"),
         (lambda: fit(X, torch.full((20,), -1), "lda"), "undefined"),
         (lambda: fit(X, Y - 2, "lda"), "class of -2"),

@@ -94,8 +94,8 @@ def test_every_program_has_an_output_by_hand():
 
 
 def smaller(name):
-    """The shown size, but five tokens for the slowest program (1,364 rows)."""
-    return task_of(name, max_len=5 if name == "shuffle_dyck2" else None)
+    """Rows up to 5 tokens, up to 4 of a vocabulary of 4: 340 to 363 rows; bench_rasp.py --all goes to 6 (5,460)."""
+    return task_of(name, max_len=4 if len(PROGRAMS[name].vocab) == 4 else 5)
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -109,22 +109,14 @@ def test_T1_compiled_equals_interpreted_on_every_input(name):
 def test_T1_float32(name):
     task = task_of(name)
     rows = task.rows()
-    few = [rows[i] for i in torch.randperm(len(rows), generator=generator(0, "rows"))[:200].tolist()]
+    few = [rows[i] for i in torch.randperm(len(rows), generator=generator(0, "rows"))[:60].tolist()]
     compiled = task.compile("float32")
     # A numerical logit is 2 c x - c^2, so its rounding grows with the largest class.
     size = max([1.0, *(float(c) ** 2 for c in compiled.classes)]) if compiled.program.numerical else 1.0
     assert compiled.error(few) < 1e-5 * size
 
 
-@pytest.mark.slow  # 5,460 rows through the plain interpreter for each program: minutes
-@pytest.mark.parametrize("name", [n for n, p in PROGRAMS.items() if len(p.vocab) == 3])
-def test_T1_four_tokens_and_six_positions(name):
-    task = task_of(name, (*PROGRAMS[name].vocab, "z"), 6)
-    assert task.compile().error(task.rows()) < 1e-10
-    assert task.compile("float32").error(task.rows()) < 1e-4
-
-
-# --- T2: the start token takes nothing ---------------------------------------------------------------------------------
+# --- T2: the start token takes nothing -------------------------------------------------------------------------------
 
 
 def with_scale(compiled, scale):
@@ -152,7 +144,7 @@ def test_T2_leak_to_the_start_token(d_head):
     assert abs(none.item()) < 1e-12
 
 
-# --- T3: complete value sets, steep enough steps ----------------------------------------------------------------------
+# --- T3: complete value sets, steep enough steps ---------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("max_len", "size"), [(5, 11), (8, 23), (10, 33)])
@@ -179,7 +171,7 @@ def test_T3_a_map_of_a_mean_hits_the_right_neighbour(x, y, value):
     assert compiled.run([row])[0] == [value] * y
 
 
-# --- T4: negative numbers, causal widths, long rows ---------------------------------------------------------------------
+# --- T4: negative numbers, causal widths, long rows ------------------------------------------------------------------
 
 
 def test_T4_negative_numbers_from_a_category():
@@ -209,7 +201,7 @@ def test_T4_a_causal_stack_of_brackets_at_length_20():
     assert task.compile().error([*random_rows("()", 15, 20), ("(",) * 10 + (")",) * 10]) < 1e-9
 
 
-# --- The language -----------------------------------------------------------------------------------------------------
+# --- The language ----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -225,8 +217,8 @@ def test_lowering_changes_no_value(name, causal):
 def test_selectors_combine(causal):
     same, before = Select(tokens, tokens, EQ), Select(indices, indices, LEQ)
     for selector in (same & before, same | before, ~same, ~(same & before), same & ~before, ~~same):
-        compiled = compile_program(SelectorWidth(selector), "ab", 4, causal)
-        assert compiled.error(task_of("hist", "ab", 4).rows()) < 1e-10
+        compiled = compile_program(SelectorWidth(selector), "ab", 3, causal)
+        assert compiled.error(task_of("hist", "ab", 3).rows()) < 1e-10
 
 
 def test_none_is_never_selected_and_can_be_filled():
@@ -265,7 +257,7 @@ def test_value_sets_hold_every_value_that_occurs():
                     assert set(values) <= {*known, None}
 
 
-# --- Refusals -----------------------------------------------------------------------------------------------------------
+# --- Refusals --------------------------------------------------------------------------------------------------------
 
 share = Aggregate(everywhere(), is_token("a"), name="share")
 maybe = shift_by(1, tokens)
@@ -316,7 +308,11 @@ def test_float32_refuses_what_it_cannot_tell_apart():
 
 @pytest.mark.parametrize(
     ("row", "message"),
-    [("abd", "unseen token 'd'; the vocabulary is a, b, c"), ("abcabca", "a row of 7 tokens"), ("", "a row of 0 tokens")],
+    [
+        ("abd", "unseen token 'd'; the vocabulary is a, b, c"),
+        ("abcabca", "a row of 7 tokens"),
+        ("", "a row of 0 tokens"),
+    ],
 )
 def test_inputs_outside_the_stated_size(row, message):
     with pytest.raises(UserError, match=message):
@@ -324,14 +320,15 @@ def test_inputs_outside_the_stated_size(row, message):
 
 
 @pytest.mark.parametrize(
-    ("vocab", "max_len", "message"), [("aa", 3, "distinct"), ("", 3, "one or more"), ("a", 0, "at least 1"), ([None], 2, "None")]
+    ("vocab", "max_len", "message"),
+    [("aa", 3, "distinct"), ("", 3, "one or more"), ("a", 0, "at least 1"), ([None], 2, "None")],
 )
 def test_sizes_that_make_no_sense(vocab, max_len, message):
     with pytest.raises(UserError, match=message):
         compile_program(histogram(), vocab, max_len)
 
 
-# --- The model ------------------------------------------------------------------------------------------------------------
+# --- The model -------------------------------------------------------------------------------------------------------
 
 
 @torch.no_grad()
@@ -340,7 +337,7 @@ def test_variables_are_where_they_are_said_to_be(name):
     """At the stated site and every later one: one-hot of the value, the number, and zero for None."""
     task = task_of(name)
     compiled = task.compile()
-    rows = [r for r in random_rows(task.vocab, 60, task.max_len) if task.allowed(r)]
+    rows = [r for r in random_rows(task.vocab, 20, task.max_len) if task.allowed(r)]
     batch = task.batch_of(rows)
     _, cache = compiled.model.run_with_cache(batch.inputs)
     streams = [site for site in cache if "resid" in site]
@@ -395,7 +392,7 @@ def test_true_selects_everything():
     assert evaluate(SelectorWidth(Select(tokens, tokens, TRUE)), "abc") == [3, 3, 3]
 
 
-# --- Programs as tasks -----------------------------------------------------------------------------------------------------
+# --- Programs as tasks -----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", PROGRAMS)
@@ -404,7 +401,7 @@ def test_programs_are_tasks(name):
     assert isinstance(task, Task)
     batch = task.sample(8, generator(0, "batch"))
     assert batch.inputs.shape == batch.targets.shape == batch.weight.shape == (8, task.n_ctx)
-    assert 0 <= batch.targets.min()
+    assert batch.targets.min() >= 0
     assert batch.targets.max() < task.d_out
     assert batch.inputs.max() < task.d_vocab
     assert (batch.weight[:, 0] == 0).all()
@@ -417,7 +414,9 @@ def test_programs_are_tasks(name):
     assert len(task.render(batch.inputs)) == 8
 
 
-@pytest.mark.parametrize(("name", "latent"), [("reverse", "length"), ("hist", "tokens"), ("dyck1", "failed"), ("sort", "rank")])
+@pytest.mark.parametrize(
+    ("name", "latent"), [("reverse", "length"), ("hist", "tokens"), ("dyck1", "failed"), ("sort", "rank")]
+)
 def test_counterfactual_changes_the_variable(name, latent):
     task = task_of(name, max_len=5, min_len=5)
     batch = task.sample(10, generator(1, "batch"))

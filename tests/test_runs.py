@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-
 from cases.runs import ADDITION, FULL_BATCH, STREAMING, VECTORS, flip_bit, with_train
+
 from toylab import Labelled, Run, RunGroup, train
 from toylab.errors import UserError
 from toylab.measures.basic import LogitStats, Loss, WeightNorms
@@ -51,7 +51,9 @@ class Corner:
     size: int
 
     def __call__(self, snap):
-        return Labelled(snap.model.W_E[: self.size, : self.size], ("token", "dim"), {"token": list("abcdefgh")[: self.size]})
+        return Labelled(
+            snap.model.W_E[: self.size, : self.size], ("token", "dim"), {"token": list("abcdefgh")[: self.size]}
+        )
 
 
 def mean_logit(snap):
@@ -138,7 +140,8 @@ def test_pick(run, asked, found):
 
 
 @pytest.mark.parametrize(
-    ("asked", "said"), [(7, "nearest are \\[5, 10\\]"), ("lin:3", "lin:3"), (slice(51, 59), "from 51 to 59"), ([0, 61], "61")]
+    ("asked", "said"),
+    [(7, "nearest are \\[5, 10\\]"), ("lin:3", "lin:3"), (slice(51, 59), "from 51 to 59"), ([0, 61], "61")],
 )
 def test_pick_refuses_what_is_not_there(run, asked, said):
     with pytest.raises(UserError, match=said):
@@ -155,7 +158,7 @@ def test_stack_holds_every_checkpoint(run):
 
 def test_only_a_finished_run_is_a_reference(run):
     run.dir.write_info(status="interrupted")
-    with pytest.raises(UserError, match="interrupted at step 60 of 60.*finish it"):
+    with pytest.raises(UserError, match=r"interrupted at step 60 of 60.*finish it"):
         Run.open(run.path).reference()
 
 
@@ -272,7 +275,7 @@ def test_hindsight_has_its_own_results(run, cacheable):
     assert calls == 5 * [10]
 
 
-# --- What a tool's identity is -----------------------------------------------------------------------------------------
+# --- What a tool's identity is ---------------------------------------------------------------------------------------
 
 SCALE = 2.0
 
@@ -354,7 +357,7 @@ def test_a_closure_over_plain_values_is_cached(run):
     assert len(list((run.path / "derived").glob("*.nc"))) == 2
 
 
-# --- What survives the round trip through netCDF -----------------------------------------------------------------------
+# --- What survives the round trip through netCDF ---------------------------------------------------------------------
 
 RESULTS = {
     "float": 0.1,
@@ -428,7 +431,7 @@ def test_what_training_logged_is_what_map_gives(experiment, tmp_path):
     assert metrics["sum_sq_weights"].sel(step=5).isnull()
 
 
-# --- Groups ------------------------------------------------------------------------------------------------------------
+# --- Groups ----------------------------------------------------------------------------------------------------------
 
 
 def test_seeds_become_an_axis(group):
@@ -479,7 +482,7 @@ def test_group_with_hindsight_looks_from_each_runs_own_end(group):
 
 
 def test_an_empty_group_says_so(tmp_path):
-    with pytest.raises(UserError, match="no run below"):
+    with pytest.raises(UserError, match=r"no run below"):
         RunGroup(tmp_path)
 
 
@@ -488,9 +491,9 @@ def test_an_empty_group_says_so(tmp_path):
 
 def test_a_flipped_bit_is_noticed_on_reading_and_nothing_else_is_lost(run):
     flip_bit(run.dir.checkpoints / "step_00000020.safetensors")
-    with pytest.raises(UserError, match="step_00000020.*was changed.*toylab verify"):
+    with pytest.raises(UserError, match=r"step_00000020.*was changed.*toylab verify"):
         run.snapshot(20)
-    with pytest.raises(UserError, match="was changed"):
+    with pytest.raises(UserError, match=r"was changed"):
         run.stack()
     assert run.snapshot(30).step == 30
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from cases.runs import ADAMW, ADDITION, FULL_BATCH, KINDS, LONG, MINIBATCH, STREAMING, VECTORS, bits, with_train
+
 from toylab import Run, train
 from toylab.data import Batch
 from toylab.errors import UserError
@@ -35,7 +35,7 @@ def fit(experiment, path, **kwargs) -> Run:
     return train(experiment, path, progress=False, **kwargs)
 
 
-# --- Same seed, same bits ------------------------------------------------------------------------------------------------
+# --- Same seed, same bits --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -187,7 +187,7 @@ def test_states_of_a_step_do_not_pile_up(tmp_path):
     assert len(files) == len(set(files)), files
 
 
-# --- Optimisers and schedules ------------------------------------------------------------------------------------------
+# --- Optimisers and schedules ----------------------------------------------------------------------------------------
 
 
 def lr_by_hand(spec: OptimSpec, t: int, steps: int) -> float:
@@ -332,7 +332,7 @@ def test_how_long_it_has_held_survives_a_resume(tmp_path):
 
 
 def test_a_stop_condition_on_nothing_evaluated_costs_no_directory(tmp_path):
-    with pytest.raises(UserError, match='train.stop.measure.*"test_accuracy"'):
+    with pytest.raises(UserError, match=r'train.stop.measure.*"test_accuracy"'):
         fit(with_train(FULL_BATCH, stop=Stop("test_acuracy", at_least=1.0)), tmp_path / "run")
     assert not (tmp_path / "run" / "run.json").exists()
 
@@ -347,21 +347,25 @@ def test_a_stop_condition_on_nothing_evaluated_costs_no_directory(tmp_path):
 )
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(changes, tmp_path):
     experiment = dataclasses.replace(FULL_BATCH, **changes)
-    with pytest.raises(UserError, match="not finite at step .*last good state is step .*smaller optim.lr"):
+    with pytest.raises(UserError, match=r"not finite at step .*last good state is step .*smaller optim.lr"):
         fit(experiment, tmp_path / "run")
     run = Run.open(tmp_path / "run")
     assert run.info["status"] == "diverged"
+    trainer = Trainer(experiment)
+    while math.isfinite(trainer.advance()):
+        pass
+    assert run.info["step"] == trainer.step - 1, "it went on past the first loss that is not finite"
     last = max(run.dir.state_files())
     assert last <= run.info["step"] < 60
     for snap in run.snapshots():
         assert all(p.isfinite().all() for p in snap.model.parameters())
     tensors, _ = run.dir.read_state(last)
     assert all(t.isfinite().all() for name, t in tensors.items() if name.startswith("model/"))
-    with pytest.raises(UserError, match="diverged at step.*another name.*overwrite=true"):
+    with pytest.raises(UserError, match=r"diverged at step.*another name.*overwrite=true"):
         fit(experiment, tmp_path / "run")
 
 
-# --- Losses against their definitions ----------------------------------------------------------------------------------
+# --- Losses against their definitions --------------------------------------------------------------------------------
 
 LOGITS = [[2.0, -1.0, 0.0], [0.5, -3.0, 1.0]]
 TARGETS = [1, 2]
@@ -370,7 +374,9 @@ TARGETS = [1, 2]
 def loss_by_hand(name, row, target):
     if name == "mse":
         return sum((x - (i == target)) ** 2 for i, x in enumerate(row)) / len(row)
-    s = {"cross_entropy": math.exp, "stablemax": lambda x: x + 1 if x >= 0 else 1 / (1 - x)}[name.removesuffix("_float32")]
+    s = {"cross_entropy": math.exp, "stablemax": lambda x: x + 1 if x >= 0 else 1 / (1 - x)}[
+        name.removesuffix("_float32")
+    ]
     return -math.log(s(row[target]) / sum(map(s, row)))
 
 
@@ -413,19 +419,19 @@ def test_weights_count_what_is_asked():
 
 def test_real_targets_need_a_loss_of_reals():
     batch = Batch(torch.zeros(2, 3), torch.zeros(2, 3))
-    with pytest.raises(UserError, match="use loss=mse"):
+    with pytest.raises(UserError, match=r"use loss=mse"):
         batch_loss("cross_entropy", torch.zeros(2, 3), batch)
-    with pytest.raises(UserError, match="use loss=mse"):
+    with pytest.raises(UserError, match=r"use loss=mse"):
         Trainer(dataclasses.replace(VECTORS, loss="cross_entropy")).advance()
 
 
-# --- Asking for what cannot be -----------------------------------------------------------------------------------------
+# --- Asking for what cannot be ---------------------------------------------------------------------------------------
 
 
 def test_a_batch_must_fit_the_task():
-    with pytest.raises(UserError, match="streams.*set train.batch_size"):
+    with pytest.raises(UserError, match=r"streams.*set train.batch_size"):
         Trainer(with_train(STREAMING, batch_size=None))
-    with pytest.raises(UserError, match="exceeds the 24 training rows"):
+    with pytest.raises(UserError, match=r"exceeds the 24 training rows"):
         Trainer(with_train(MINIBATCH, batch_size=25))
 
 
@@ -434,7 +440,7 @@ def test_starting_over_with_settings_that_cannot_be_costs_nothing(tmp_path):
     run = fit(FULL_BATCH, tmp_path / "run")
     before = bits(run.path)
     for wrong in (with_train(FULL_BATCH, device="nowhere"), with_train(FULL_BATCH, batch_size=1000)):
-        with pytest.raises(UserError, match="train\\."):
+        with pytest.raises(UserError, match=r"train\."):
             fit(wrong, run.path, overwrite=True)
     assert bits(run.path) == before
     assert Run.open(run.path).finished
@@ -451,7 +457,7 @@ def test_starting_over_keeps_what_is_not_the_runs_own(tmp_path):
     assert (run.path / "notes.txt").read_text() == "mine"
     assert not (run.path / "derived").exists()
     assert again.finished
-    assert ADDITION == again.task
+    assert again.task == ADDITION
 
 
 def test_tensorboard_is_a_sink(tmp_path):

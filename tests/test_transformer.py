@@ -216,6 +216,22 @@ def test_forward_at_is_forward_at_those_positions(spec, task, read, n):
         torch.testing.assert_close(zero if b is None else b, zero if a is None else a, rtol=1e-9, atol=1e-9, msg=name)
 
 
+@specs
+def test_forward_from_continues_any_stream(spec, task):
+    """From every layer, at every position or a few, and (causal) from a later position on, keys given."""
+    model, tokens = scrambled(spec, task), task.sample(5, rng()).inputs
+    logits, cache = model.run_with_cache(tokens)
+    keys = "rot_k" if spec.positions == "rotary" else "k"
+    for layer in range(spec.n_layers + 1):
+        resid = cache["resid_post", spec.n_layers - 1] if layer == spec.n_layers else cache["resid_pre", layer]
+        close(model.forward_from(layer, resid), logits)
+        close(model.forward_from(layer, resid, read=(-1, 0)), logits[:, [-1, 0]])
+        if spec.attention == "causal":
+            past = [(cache[keys, at][:, :1], cache["v", at][:, :1]) for at in range(spec.n_layers)]
+            close(model.forward_from(layer, resid[:, 1:], past=past), logits[:, 1:])
+            close(model.forward_from(layer, resid[:, 1:], read=(0, -1), past=past), logits[:, [1, -1]])
+
+
 def test_the_lookup_path_is_taken_where_it_should_be(monkeypatch):
     calls = []
     model = scrambled(spec(), ADDITION)

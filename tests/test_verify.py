@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 import torch
-
 from cases.runs import FULL_BATCH, KINDS, edit_manifest, flip_bit, with_train
+
 from toylab import train
 from toylab.errors import UserError
 from toylab.rundir import RunDir
@@ -100,7 +100,9 @@ def other_weights(path):
     seen = []
     directory.write_checkpoint(20, weights)
     last = directory.manifest()[20]
-    edit_manifest(path, lambda line: line if line["step"] != 20 else seen.append(1) or (last if len(seen) == 1 else None))
+    edit_manifest(
+        path, lambda line: line if line["step"] != 20 else seen.append(1) or (last if len(seen) == 1 else None)
+    )
 
 
 def other_seed(path):
@@ -175,12 +177,12 @@ def test_every_corruption_is_found_and_named(path, name):
 def test_a_manifest_that_lists_no_checkpoint_is_refused(path):
     with open(path / "manifest.jsonl", "a") as file:
         file.write(json.dumps({"stap": 7}) + "\n")
-    with pytest.raises(UserError, match="lists no checkpoint"):
+    with pytest.raises(UserError, match=r"lists no checkpoint"):
         verify(path)
 
 
 def test_what_is_not_a_run_is_refused(tmp_path):
-    with pytest.raises(UserError, match="not a run directory"):
+    with pytest.raises(UserError, match=r"not a run directory"):
         verify(tmp_path)
 
 

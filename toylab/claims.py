@@ -224,6 +224,12 @@ def last(values: Any) -> np.ndarray:
     return table.values[np.arange(len(at)), at].astype(float)
 
 
+def ratio(a: Any, b: Any) -> np.ndarray:
+    """a / b for numbers of steps: inf (never) where only a is inf, nan where b is inf."""
+    a, b = np.broadcast_arrays(np.asarray(a, float), np.asarray(b, float))
+    return np.divide(a, b, out=np.full(a.shape, np.nan), where=np.isfinite(b))
+
+
 def first_step(condition: Any) -> np.ndarray:
     """[seed] from a truth table over `seed` and `step`: the first step at which it is true, inf if never."""
     table = condition.transpose("seed", "step")

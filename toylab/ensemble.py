@@ -5,8 +5,14 @@
 3. Advance: torch.func.vmap over the gradient of the member loss, then one optimiser update of all rows.
 4. Each member is evaluated, saved and finished by its own Session, as in train.py; finished and diverged rows leave.
 
-How close to the solo twin. The same sums are taken, but a batched matrix product may add floats in another order, and
-the optimiser rounds in another place. @@MEASURED@@
+How close to the solo twin. Members compute what their twins compute, but a batched matrix product may add floats in
+another order, padding adds zeros to sums, and the optimiser rounds elsewhere. Largest difference of a weight, relative
+to the largest weight of its tensor, over three members with different lr and weight decay (p = 31 transformer and MLP,
+toy superposition), after 1, 10, 100 steps: float64 2e-16, 1e-15, 6e-13 (losses 4e-16); float32 1e-7, 3e-6, 3e-2 in the
+worst case and 1e-5 in most (losses 1e-9 after 10 steps, up to 7e-4 after 100: AdamW divides gradients by their own
+size, so rounding grows once they are small). Weights that the function ignores, such as key biases, have a gradient
+of nothing but rounding and go their own way at once; losses do not feel it. On one thread and without padding, who
+else is in the stack has changed no bit.
 
 Came from: train.py. It pays for small models, and on accelerators; tests/bench/bench_ensemble.py measures it.
 Letters: row = member.

@@ -39,7 +39,7 @@ def scheduled_steps(schedule: Schedule, total: int) -> list[int]:
 
 @dataclass(frozen=True)
 class Stop:
-    """Stop before the last step once `measure` has been at least (at most) this at every evaluation for `hold` steps."""
+    """Stop before the last step once `measure` was at least (at most) this at every evaluation for `hold` steps."""
 
     measure: str
     at_least: float | None = None

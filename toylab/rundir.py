@@ -178,9 +178,11 @@ class RunDir:
         """Held while writing. The operating system drops it when the process ends, however it ends."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            opened = open(self.path / ".lock", "a+")
+            opened = open(self.path / ".lock", "a+")  # noqa: SIM115 (closed by the with below)
         except OSError as error:
-            raise UserError(f"cannot write to {self.path}: {error.strerror}; choose another runs=... or name=...") from None
+            raise UserError(
+                f"cannot write to {self.path}: {error.strerror}; choose another runs=... or name=..."
+            ) from None
         with opened as file:
             try:
                 import fcntl

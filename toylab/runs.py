@@ -11,9 +11,9 @@ Came from: train.py, which writes the directory. rundir.py knows its files.
 from __future__ import annotations
 
 import dataclasses
+import dis
 import functools
 import hashlib
-import dis
 import json
 import sys
 import sysconfig
@@ -102,7 +102,9 @@ class Run:
         if isinstance(steps, slice):
             low, high = steps.start or 0, have[-1] if steps.stop is None else steps.stop
             found = [s for s in self.steps if low <= s <= high][:: steps.step]
-            require(bool(found), f"{self.path} has no checkpoint from {low} to {high}; it has {self.steps[0]}..{have[-1]}")
+            require(
+                bool(found), f"{self.path} has no checkpoint from {low} to {high}; it has {self.steps[0]}..{have[-1]}"
+            )
             return found
         wanted_list = sorted({int(step) for step in np.atleast_1d(np.asarray(steps, dtype=int))})
         for step in wanted_list:
@@ -122,7 +124,9 @@ class Run:
             model.load_state_dict(self.dir.read_checkpoint(step, self.manifest))
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
-            raise UserError(f"the weights of step {step} do not fit the model of {self.path}/config.yaml: {reason}") from None
+            raise UserError(
+                f"the weights of step {step} do not fit the model of {self.path}/config.yaml: {reason}"
+            ) from None
         digest = self.manifest[step]["sha256"]
         return Snapshot(step, model, self.task, self.split, self.experiment.loss, reference, digest)
 
@@ -304,8 +308,8 @@ class _Store:
         for step in steps:
             if self.rows[step].keys() != first.keys():
                 raise UserError(
-                    f"{self.name} returned {', '.join(first)} at step {steps[0]} and {', '.join(self.rows[step])} at step "
-                    f"{step}; return the same names at every step (NaN where there is nothing to say)"
+                    f"{self.name} returned {', '.join(first)} at step {steps[0]} and {', '.join(self.rows[step])} at "
+                    f"step {step}; return the same names at every step (NaN where there is nothing to say)"
                 )
         for name, labelled in first.items():
             rows = [self.rows[step][name].values for step in steps]
@@ -320,7 +324,9 @@ class _Store:
         try:
             table = xr.Dataset(variables, coords)
         except ValueError as error:
-            raise UserError(f"the results of {self.name} do not fit together ({error}); name their axes with Labelled") from None
+            raise UserError(
+                f"the results of {self.name} do not fit together ({error}); name their axes with Labelled"
+            ) from None
         return table["value"].rename(self.name) if list(first) == ["value"] else table
 
     def save(self) -> None:
@@ -463,7 +469,9 @@ def _identity(value: Any, seen: frozenset[int] = frozenset()) -> str | None:
         head = f"{value.__module__}.{value.__qualname__}"
         members = {n: v for n, v in vars(value).items() if not (dataclasses.is_dataclass(value) and n in GENERATED)}
         # Of properties, cached properties, class and static methods the function inside.
-        inner = [getattr(v, "fget", None) or getattr(v, "func", None) or getattr(v, "__func__", v) for v in members.values()]
+        inner = [
+            getattr(v, "fget", None) or getattr(v, "func", None) or getattr(v, "__func__", v) for v in members.values()
+        ]
         parts = [*value.__bases__, *(f for f in inner if isinstance(f, FunctionType))]
     elif dataclasses.is_dataclass(value):
         head, parts = "", [type(value), *(getattr(value, f.name) for f in dataclasses.fields(value))]

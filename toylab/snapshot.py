@@ -114,7 +114,8 @@ class Snapshot:
         record = Record()
         with torch.no_grad():
             if self.batch.read is not None:
-                self.model(self.batch.inputs, record, self.batch.read)
+                logits = self.model(self.batch.inputs, record, self.batch.read)
+                self.__dict__.setdefault("logits", logits)  # the same bits: no second pass for these
         return record.tensors
 
     def _by_forward(self, full: str) -> Tensor:

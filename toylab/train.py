@@ -231,7 +231,7 @@ class Session:
     def measure(self) -> None:
         """The experiment's measures that are due. Numbers go to the log; arrays are for run.map."""
         step = self.trainer.step
-        due = [tracked.measure for tracked in self.experiment.measure.values() if step % tracked.every == 0]
+        due: list[Any] = [tracked.measure for tracked in self.experiment.measure.values() if step % tracked.every == 0]
         if not due:
             return
         with self.clock("measure"):

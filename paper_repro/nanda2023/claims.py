@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from toylab.claims import Claim, RunSet, first_step, last
+from toylab.claims import Claim, RunSet, first_step, last, ratio
 from toylab.interp.group_addition import neuron_logit_map, split_by_directions
 from toylab.measures.basic import Loss, WeightNorms
 from toylab.measures.fourier import Attention, LogitFourier, Neurons, Spectra
@@ -20,7 +20,7 @@ GENERAL = 0.95  # test accuracy that counts as having generalised
 def variant(name: str, *overrides: str, steps: int, stop: bool = False) -> tuple[str, ...]:
     """The paper's setting with some changes, under its own name; `stop` once it has generalised for 500 steps."""
     held = ["train.stop={measure: test_accuracy, at_least: 0.99, hold: 500}"] if stop else []
-    return ("experiment=nanda2023", f"name=nanda2023_{name}", f"train.steps={steps}", *held, *overrides)
+    return ("experiment=nanda2023", f"name='nanda2023_{name}'", f"train.steps={steps}", *held, *overrides)
 
 
 DECAYS, FRACTIONS = (0.3, 0.5, 2.0), (0.2, 0.4, 0.5, 0.7)
@@ -161,8 +161,8 @@ def order_of_signs(t):
 
 def excluded_rise(t):
     """[seed], excluded loss at the end over its minimum; 1 where there is no key frequency that could be excluded."""
-    ratio = last(t.excluded_loss) / t.excluded_loss.min("step").values
-    return np.where(last(t.n_key_freqs) > 0, ratio, 1.0)
+    rise = last(t.excluded_loss) / t.excluded_loss.min("step").values
+    return np.where(last(t.n_key_freqs) > 0, rise, 1.0)
 
 
 def first_index(condition):
@@ -184,9 +184,9 @@ def single_removals(t):
     losses, key = last_by(t.excluded_loss_by_freq), last_by(t.key_freqs) > 0
     worst = np.where(key, losses, np.nan)
     found = key.any(-1)
-    ratio = np.full(len(found), np.nan)
-    ratio[found] = np.nanmax(worst[found], -1) / last(t.train_loss)[found]
-    return ratio
+    rise = np.full(len(found), np.nan)
+    rise[found] = np.nanmax(worst[found], -1) / last(t.train_loss)[found]
+    return rise
 
 
 def last_by(values):
@@ -226,7 +226,7 @@ CLAIMS = (
         "memorised by 1.4k, clean-up ends at 14k",
         "seen",
         "delay > 5 times the steps to memorise",
-        lambda t: general(t["main"]) / first_step(t["main"].train_accuracy >= 0.99),
+        lambda t: ratio(general(t["main"]), first_step(t["main"].train_accuracy >= 0.99)),
         lambda v: 5 < v < np.inf,
         placebos=PLACEBOS,
         figure="Fig. 7",
@@ -440,7 +440,7 @@ CLAIMS = (
         "immediate from 60 % on",
         "seen",
         "95 % test within 3 times the steps to 99 % train",
-        lambda t: [float((t["data fraction"].general / t["data fraction"].memorised).sel(frac_train=0.7))],
+        lambda t: ratio(*(t["data fraction"][name].sel(frac_train=[0.7]) for name in ("general", "memorised"))),
         lambda v: v <= 3,
         needs=("data fraction",),
         figure="Fig. 20",
@@ -472,8 +472,8 @@ CLAIMS = (
 
 def worst_ratio(products, at_one) -> float:
     """How far, as a factor of 1 or more, the products lie from their value at weight decay 1 (median over seeds)."""
-    ratio = products.values / np.median(at_one)
-    return float(np.maximum(ratio, 1 / ratio).max())
+    away = ratio(products.values, np.median(at_one))
+    return float(np.maximum(away, 1 / away).max())
 
 
 def data_order(steps, at_30) -> float:

@@ -28,15 +28,15 @@ def main() -> None:
         info = json.loads((Path(folder) / "demo" / f"seed={args.seed}" / "run.json").read_text())
     spent = info["seconds"]
     after = wall - sum(spent.values())
-    overhead = spent["measure"] + spent["save"]
+    overhead = 100 * (spent["measure"] + spent["save"]) / sum(spent.values())
     print(
         f"{os.cpu_count()} cores, {info['threads']} threads, torch {info['packages']['torch']}; step {info['step']:,}"
     )
     print("| demo | wall | training | measuring | saving | measuring + saving / loop | start, run.map and figure |")
     print("|---|---|---|---|---|---|---|")
     print(
-        f"| seed {args.seed} | {wall:.0f} s | {spent['train']:.0f} s | {spent['measure']:.1f} s | {spent['save']:.1f} s "
-        f"| {100 * overhead / sum(spent.values()):.0f} % | {after:.1f} s ({100 * after / wall:.0f} % of wall) |"
+        f"| seed {args.seed} | {wall:.0f} s | {spent['train']:.0f} s | {spent['measure']:.1f} s "
+        f"| {spent['save']:.1f} s | {overhead:.0f} % | {after:.1f} s ({100 * after / wall:.0f} % of wall) |"
     )
 
 

@@ -71,9 +71,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = make_run(Path(folder) / "run", args.checkpoints)
         print(f"{torch.get_num_threads()} threads, torch {torch.__version__}; medians of {args.rounds} rounds")
-        print(
-            "| measure | checkpoints | run.map | loop by hand | ratio | run.map again (cached) |\n|---|---|---|---|---|---|"
-        )
+        print("| measure | checkpoints | run.map | loop by hand | ratio | cached |\n|---|---|---|---|---|---|")
         for tool, steps in [(WeightNorms(), run.steps), (Loss(), run.steps[: args.forward])]:
             times: dict[str, list[float]] = {"map": [], "hand": [], "again": []}
             by_hand(run, steps, tool)  # warm: the files are in the page cache for both

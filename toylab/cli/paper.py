@@ -22,7 +22,7 @@ from toylab.claims import RunSet, judge, markdown, results, tally
 from toylab.cli.compose import compose, shipped
 from toylab.cli.figure import draw_figure
 from toylab.cli.train import duration, split_config
-from toylab.errors import UserError, one_of, require
+from toylab.errors import one_of, require
 from toylab.experiment import Experiment
 from toylab.rundir import RunDir, write_atomic
 
@@ -35,8 +35,8 @@ class Planned:
     cell: int
     experiment: Experiment
     path: Path
-    status: str
-    left: int
+    status: str = "missing"
+    left: int = 0
 
 
 def run(args: Namespace) -> int:
@@ -55,7 +55,7 @@ def run(args: Namespace) -> int:
         status = train_missing(planned, command)
         if status:
             return status
-        planned = plan(sets, args.runs)
+        planned = [seen(p) for p in planned]
     return report(module, args.name, sets, planned, out, command, started)
 
 
@@ -92,27 +92,27 @@ def plan(sets: list[RunSet], runs: str) -> list[Planned]:
             experiment, _, _ = split_config(compose([*overrides, f"runs={runs}"]))
             for seed in range(s.seeds):
                 one = dataclasses.replace(experiment, seed=seed)
-                path = Path(runs) / one.name / f"seed={seed}"
-                planned.append(Planned(s.key, i, one, path, *progress(one, path)))
+                planned.append(seen(Planned(s.key, i, one, Path(runs) / one.name / f"seed={seed}")))
     paths = [p.path for p in planned]
     assert len(set(paths)) == len(paths), "two runs of a paper share a directory: give their cells different names"
     return planned
 
 
-def progress(experiment: Experiment, path: Path) -> tuple[str, int]:
-    """(status, steps left) of one run."""
-    directory, steps = RunDir(path), experiment.train.steps
+def seen(p: Planned) -> Planned:
+    """The same run with its status and the steps left, as they are on disk now."""
+    directory, steps = RunDir(p.path), p.experiment.train.steps
     if not directory.exists():
-        return "missing", steps
-    status = directory.info()["status"]
+        return dataclasses.replace(p, status="missing", left=steps)
     there = Experiment.from_config(directory.config())
-    if settings(there) != settings(experiment):
-        raise UserError(
-            f"{path} was trained with other settings than this paper asks for; move it away, or give another --runs"
-        )
+    require(
+        settings(there) == settings(p.experiment),
+        f"{p.path} was trained with other settings than this paper asks for; move it away, or give another --runs",
+    )
+    status = directory.info()["status"]
     if status in ("finished", "diverged"):
-        return status, 0
-    return "unfinished", steps - max(directory.state_files(), default=0)
+        return dataclasses.replace(p, status=status, left=0)
+    left = steps - max(directory.state_files(), default=0)
+    return dataclasses.replace(p, status="unfinished", left=max(left, 1))
 
 
 def settings(experiment: Experiment) -> dict[str, Any]:
@@ -187,17 +187,16 @@ def report(
             print(f"measuring {key}: {len(found)} runs", flush=True)
             tables[key] = module.measure(key, RunGroup(found))
     findings = [judge(claim, tables, paths) for claim in module.CLAIMS]
-    out.mkdir(parents=True, exist_ok=True)
-    for figure, keys in module.FIGURES.items():
-        if all(key in tables for key in keys):
-            print(draw_figure(figure, [p for key in keys for p in paths[key]], out / f"{figure}.png"), flush=True)
-        else:
-            print(f"not drawn: {figure} needs {', '.join(k for k in keys if k not in tables)}")
     title = (module.__doc__ or name).strip().split("\n")[0].rstrip(".")
     about = {"title": title} | circumstances(planned, command, time.perf_counter() - started)
     text = markdown(findings, about)
     write_atomic(out / "results.json", (json.dumps(results(findings, about), indent=1) + "\n").encode())
     write_atomic(out / "results.md", text.encode())
+    for figure, keys in module.FIGURES.items():
+        if all(key in tables for key in keys):
+            print(draw_figure(figure, [p for key in keys for p in paths[key]], out / f"{figure}.png"), flush=True)
+        else:
+            print(f"not drawn: {figure} needs {', '.join(k for k in keys if k not in tables)}")
     print(f"\n{text}\n{tally(findings)}: {out / 'results.md'}, {out / 'results.json'}")
     return 0
 
@@ -216,14 +215,13 @@ def circumstances(planned: list[Planned], command: str, seconds: float) -> dict[
     from toylab.rundir import toylab_version
 
     infos = [RunDir(p.path).info() if p.status == "finished" else {} for p in planned]
-    trained = sum(sum(info.get("seconds", {}).values()) for info in infos)
+    trained = sum((sum(info.get("seconds", {}).values()) for info in infos), 0.0)
     threads = sorted({info["threads"] for info in infos if info})
     done = sum(map(bool, infos))
     return {
         "command": f"`{command}`",
         "runs finished": f"{done} of {len(planned)}",
-        "time": f"{duration(trained)} of training in all, of which this call trained what was missing; "
-        f"the call took {duration(seconds)}",
+        "time": f"training took {duration(trained)} in all, in this and earlier calls; this call took {duration(seconds)}",
         "machine": f"{os.cpu_count()} cores, runs trained with {' or '.join(map(str, threads)) or 'no'} threads, "
         f"torch {torch.__version__}, toylab {toylab_version()}",
         "runs": [

@@ -94,15 +94,17 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
 
     def job(config: DictConfig) -> str:
         node: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
-        _, path, overwrite = split_config(dict(node))
-        directory = RunDir(path)
-        if directory.exists() and directory.info()["status"] == "finished" and not overwrite:
-            print(f"{path} is finished; skipped")
-            return str(path)
         try:
+            _, path, overwrite = split_config(dict(node))
+            directory = RunDir(path)
+            if directory.exists() and not overwrite and directory.info()["status"] == "finished":
+                print(f"{path} is finished; skipped")
+                return str(path)
             status = train_config(node, "the same sweep")
         except UserError as error:
-            print(f"toylab: {path}: {error}", file=sys.stderr)
+            print(
+                f"toylab: {node.get('name')}, seed {node.get('seed')}: {' '.join(str(error).split())}", file=sys.stderr
+            )
             raise
         if status:
             raise SystemExit(status)

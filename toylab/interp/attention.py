@@ -51,7 +51,7 @@ def key_mask(kind: str, tokens: Int[Tensor, "batch pos"]) -> Bool[Tensor, "batch
 
 
 def attention_scores(
-    pattern: Float[Tensor, "*layer batch head query key"], mask: Bool[Tensor, "batch query key"]
+    pattern: Float[Tensor, "*layer batch head query key"], mask: Bool[Tensor, "sequence query key"]
 ) -> Float[Tensor, "*layer head"]:
     """Attention on the masked keys (all of them together), averaged over queries that have one, in [0, 1].
 

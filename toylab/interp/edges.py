@@ -218,14 +218,14 @@ def masked_outputs(
     model: Tapped,
     tokens: Tensor,
     graph: EdgeGraph,
-    keep: Float[Tensor, "*masks receiver sender"],
+    keep: Float[Tensor, "*masks _ _"],
     replacement: Float[Tensor, "sender batch pos d_model"],
     read: tuple[int, ...] | None = None,
 ) -> Float[Tensor, "*masks batch read d_out"]:
     """Outputs of the subgraph `keep` (1 = the edge carries this run, 0 = its replacement, between = a mixture).
 
-    Leading axes of `keep` are many subgraphs in one batched forward (all at once: cut them if memory is short). Only
-    entries where the graph has an edge matter. Differentiable in `keep`.
+    keep: [*masks, receiver, sender]; only entries where the graph has an edge matter. Leading axes are many subgraphs
+    in one batched forward (all at once: cut them if memory is short). Differentiable in `keep`.
     """
     require(
         tuple(keep.shape[-2:]) == tuple(graph.exists.shape),
@@ -481,7 +481,8 @@ def mask_gradient(
             (grad,) = torch.autograd.grad(metric(outputs, pairs.answers).mean(), keep)
         total = total - grad / max(1, steps)
     with torch.no_grad():
-        base, target = (metric(at_read(model.forward(x), pairs.read), pairs.answers) for x in (tokens, others))
+        ends = [metric(at_read(model.forward(x), pairs.read), pairs.answers).mean()[None] for x in (tokens, others)]
+    base, target = ends
     scores = torch.where(graph.exists.to(total.device), total, torch.nan).unsqueeze(-1)
     return EdgeScores(graph, scores, base, target if replacement is None else torch.full_like(base, torch.nan))
 
@@ -503,8 +504,8 @@ def path_patch(
 
     A. Run the other input, keep what the sender writes. B. Run this input, keep everything. C. Run it again with the
     sender exchanged and every other head frozen at B (MLPs recomputed, or frozen too); keep what the receivers read.
-    D. Run it with the receivers reading that. With freeze_mlps it equals cutting exactly the edges sender -> receivers;
-    else the paths through MLPs between them count too. Source: Wang et al. 2022, section 3.1 and their code.
+    D. Run it with the receivers reading that (as a change). With freeze_mlps it equals cutting exactly the edges
+    sender -> receivers; else the paths through MLPs between them count too. Source: Wang et al. 2022, section 3.1.
     Raises UserError for unknown nodes and for a receiver that does not come after the sender.
     """
     graph = EdgeGraph.of(model)
@@ -516,9 +517,11 @@ def path_patch(
         )
     tokens, others = pairs.runs(direction)
     own, other = (sender_outputs(model, x, graph) for x in (tokens, others))
-    cut = FrozenPath(graph, own, other, u, freeze_mlps)
-    model.forward(tokens, cut)
-    reads = ReadFrom(graph, frozenset(receivers), cut.reads)
+    before, after = (FrozenPath(graph, own, x, u, freeze_mlps) for x in (own, other))
+    for run in (before, after):
+        model.forward(tokens, run)
+    change = {full: after.reads[full] - before.reads[full] for full in before.reads}
+    reads = ReadMore(graph, frozenset(receivers), change)
     return metric(at_read(model.forward(tokens, reads), pairs.read), pairs.answers)
 
 
@@ -555,12 +558,15 @@ class FrozenPath(Tap):
 
 
 @dataclass
-class ReadFrom(Tap):
-    """Step D: the receivers read the kept values, everything else the run itself."""
+class ReadMore(Tap):
+    """Step D: the receivers read the run itself plus the change of step C, everything else the run itself.
+
+    For one receiver that is the value of step C. Where one receiver comes after another, its own input moves too.
+    """
 
     graph: EdgeGraph
     receivers: frozenset[str]
-    reads: Mapping[str, Tensor]
+    change: Mapping[str, Tensor]
 
     def __call__(self, name, layer, value):
         full = site_name(name, layer)
@@ -568,12 +574,12 @@ class ReadFrom(Tap):
             heads = [h for h in range(value.shape[2]) if f"a{layer}.{h}.{name[0]}" in self.receivers]
             if heads:
                 value = value.clone()
-                value[:, :, heads] = self.reads[full][:, :, heads]
+                value[:, :, heads] += self.change[full][:, :, heads]
             return value
         node = {"mlp_in": f"m{layer}"}.get(name)
         if (name, layer) == ("resid_post", self.graph.n_layers - 1):
             node = "out"
-        return self.reads[full] if node in self.receivers else value
+        return value + self.change[full] if node in self.receivers else value
 
     def wants(self, name, layer):
         return name in ("q_input", "k_input", "v_input", "mlp_in")

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -45,7 +46,7 @@ def top_inputs(post: Float[Tensor, "batch pos m"], k: int, weight: Tensor | None
     flat = post.flatten(0, 1)
     allowed = torch.ones(batch * pos, dtype=torch.bool) if weight is None else weight.flatten() > 0
     require(1 <= k <= int(allowed.sum()), f"k={k}: 1 to {int(allowed.sum())}, the number of positions that count")
-    order = torch.where(allowed[:, None], flat, -torch.inf).sort(0, descending=True, stable=True)
+    order = torch.sort(torch.where(allowed[:, None], flat, -torch.inf), dim=0, descending=True, stable=True)
     rows = order.indices[:k]
     return TopInputs(order.values[:k], rows // pos, rows % pos)
 
@@ -70,7 +71,7 @@ def direct_effects(
 
 
 def ablation_effects(
-    model: Tapped,
+    model: Any,
     inputs: Tensor,
     layer: int,
     metric: Callable[[Tensor], Tensor],
@@ -81,7 +82,8 @@ def ablation_effects(
 ) -> Float[Tensor, " neuron"]:
     """metric(outputs with one neuron held at its baseline) - metric(outputs), for every neuron in turn.
 
-    metric: outputs [copy, batch, ...] -> [copy], one number per ablated copy (use the trailing axes only).
+    model: Tapped, with a `post` site. metric: outputs [copy, batch, ...] -> [copy], one number per ablated copy (use
+    the trailing axes only).
     baseline: "zero", "mean" (over all inputs and positions), or a value per neuron. read: the positions of the outputs
     the metric gets; None = all. Neurons ride along the batch axis, `max_rows` examples at a time; in the last layer
     of a transformer only the unembedding is run again, since nothing else lies behind its neurons.
@@ -244,6 +246,7 @@ def score_concepts(
     The null permutes the rows of the concepts, all concepts together, so that their dependence stays; with `group`
     whole sequences of equal length are exchanged, position by position, because positions of a sequence are not
     independent. The largest score over everything gives the threshold (family-wise: Westfall and Young 1993).
+    Latents with undefined rows cost one more sort per permutation.
     Known exactly: the unit [x = i and y = j] on all V^2 inputs has correlation 1/sqrt(V + 1) with [x = i].
     """
     n = len(post)

@@ -9,10 +9,11 @@
 4. `attribute`: the same sweep to first order, (source - base) . gradient, or with the gradient integrated.
 5. `get_act_patch_*`: the sweeps under the names, arguments and axes of TransformerLens.
 
-All cells of a layer ride along the batch axis. Three facts save work, each exact: (a) nothing before the patched
+All cells of a layer ride along the batch axis. Four facts save work, each exact: (a) nothing before the patched
 layer changes; (b) a change at one query position stays at that position until the next block's attention, so that one
 run with the site patched everywhere gives the streams after the block for all positions; (c) the last block is needed
-at the read positions only. `patch_serial` is the same sweep with one plain forward per cell.
+at the read positions only, and (d) in a causal model a patch at one position reaches no earlier one, whose keys and
+values are reused. `patch_serial` is the same sweep with one plain forward per cell.
 
 Sources: Meng et al. 2022 (arXiv 2202.05262), Heimersheim and Nanda 2024 (arXiv 2404.15255), Nanda 2023 (attribution
 patching). Knows tensors, models and taps only. Read next: edges.py, where the unit is one edge of the graph.
@@ -36,7 +37,7 @@ from toylab.taps import SITES, Cache, Chain, HookWarning, Replace, Tap, Tapped, 
 DIRECTIONS = ("denoise", "noise")
 ABLATIONS = ("zero", "mean", "resample", "noise")
 # Activations of one chunk of cells: small enough to stay in a processor's cache, large enough to hide the overhead.
-CHUNK = 2**21
+CHUNK = 2**19
 # The axis of a site along which a change stays where it is until the next block's attention mixes positions.
 QUERY_AXIS = {
     **dict.fromkeys(("q_input", "q", "rot_q", "z", "result", "attn_out", "resid_mid", "mlp_in", "ln2_scale"), "pos"),
@@ -219,6 +220,9 @@ class Sweep:
 
 
 # --- Sweeps ----------------------------------------------------------------------------------------------------------
+
+
+Chunk = tuple[Tensor, Tensor]  # numbers of some cells, their outputs [cell, batch, read, d_out]
 
 
 @torch.no_grad()
@@ -419,7 +423,8 @@ def _sweep(
             chunks = _by_whole_forward(model, run.inputs, source[full], full, axes, read)
         else:
             chunks = _by_block(model, run, source[full], site, layer, axes, read)
-        values = torch.cat([score(outputs) for outputs in chunks])
+        numbers, scores = zip(*((cells, score(outputs)) for cells, outputs in chunks), strict=True)
+        values = torch.cat(scores)[torch.cat(numbers).argsort()]
         sizes = _cells(source[full].shape[1:], site, axes)[1]
         per_layer.append(values.unflatten(0, sizes) if sizes else values[0])
     return _with_layer_axis(torch.stack(per_layer), axes)
@@ -427,98 +432,128 @@ def _sweep(
 
 def _by_whole_forward(
     model: Tapped, tokens: Tensor, source: Tensor, full: str, axes: str, read: tuple[int, ...] | None
-) -> Iterator[Tensor]:
-    """Outputs [cells, batch, read, d_out], chunk by chunk, for any model. vmap runs what precedes the patch once."""
+) -> Iterator[Chunk]:
+    """Chunk by chunk, for any model. vmap runs what precedes the patch once."""
     masks = _cells(source.shape[1:], site_of(full)[0], axes)[0].to(source.device)
 
     def one(mask: Tensor) -> Tensor:
         return at_read(model.forward(tokens, Put(full, mask, source)), read)
 
-    for chunk in masks.split(max(1, CHUNK // max(1, source.numel()))):
-        yield torch.vmap(one)(chunk)
+    for cells in torch.arange(len(masks)).split(max(1, CHUNK // max(1, source.numel()))):
+        yield cells, torch.vmap(one)(masks[cells])
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
     """One unpatched run. resid: the streams before every block and after the last, [batch, pos, d_model] each; empty
-    for a model without blocks."""
+    for a model without blocks. past: keys and values of every layer if it is causal."""
 
     inputs: Tensor
     outputs: Tensor
-    resid: tuple[Tensor, ...]
+    resid: tuple[Tensor, ...] = ()
+    past: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @classmethod
     def of(cls, model, inputs: Tensor) -> Run:
         if not hasattr(model, "block"):
-            return cls(inputs, model(inputs), ())
-        wanted = [("resid_pre", layer) for layer in range(model.n_layers)] + [("resid_post", model.n_layers - 1)]
-        outputs, cache = model.run_with_cache(inputs, wanted)
-        return cls(inputs, outputs, tuple(cache[name] for name in wanted))
+            return cls(inputs, model(inputs))
+        layers = range(model.n_layers)
+        wanted = [("resid_pre", layer) for layer in layers] + [("resid_post", layers[-1])]
+        keys = "rot_k" if model.spec.positions == "rotary" else "k"
+        causal = model.spec.attention == "causal"
+        attended = [(name, layer) for layer in layers for name in (keys, "v")] if causal else []
+        outputs, cache = model.run_with_cache(inputs, wanted + attended)
+        past = tuple((cache[keys, layer], cache["v", layer]) for layer in layers) if causal else ()
+        return cls(inputs, outputs, tuple(cache[name] for name in wanted), past)
 
 
 def _by_block(
     model, run: Run, source: Tensor, site: str, layer: int, axes: str, read: tuple[int, ...] | None
-) -> Iterator[Tensor]:
-    """Outputs [cells, batch, read, d_out], chunk by chunk, in a model with blocks, by facts (a), (b), (c) above.
+) -> Iterator[Chunk]:
+    """Chunk by chunk, in a model with blocks, by facts (a) to (d) above.
 
     1. One cell per combination of the cell axes other than the query axis: streams after the block, by vmap.
     2. If the query axis is a cell axis, a stream per position: the unpatched stream with that position exchanged.
     3. The rest of the model from the next block on.
     """
-    before, after = run.resid[layer], run.resid[layer + 1]
-    query = QUERY_AXIS.get(site, "")
+    before, full = run.resid[layer], site_name(site, layer)
     cell_axes = [name for name in axes.split() if name != "layer"]
-    by_query = query in cell_axes
-    others = [name for name in cell_axes if name != query or not by_query]
+    query = "pos" if site == "resid_pre" else QUERY_AXIS.get(site, "")
+    others = [name for name in cell_axes if name != query]
     masks, sizes = _cells(source.shape[1:], site, " ".join(["layer", *others]))
     masks = masks.to(source.device)
-    full, n_pos = site_name(site, layer), before.shape[1]
     at_once = max(1, CHUNK // (before[..., 0].numel() * max(model.d_model, model.d_mlp)))
 
-    if not by_query:
-        for chunk in masks.split(at_once):
-            if site == "resid_pre":
-                streams = torch.where(chunk.unsqueeze(1), source, before)
-                yield _finish(model, layer, streams, read)
-            else:
-                streams = torch.vmap(lambda mask: model.block(layer, before, Put(full, mask, source)))(chunk)
-                yield _finish(model, layer + 1, streams, read)
-        return
+    def streams(chunk: Tensor) -> Tensor:
+        return torch.vmap(lambda mask: model.block(layer, before, Put(full, mask, source)))(chunk)
 
-    patched = [
-        torch.vmap(lambda mask: model.block(layer, before, Put(full, mask, source)))(chunk)
-        for chunk in masks.split(at_once)
-    ]
-    everywhere = torch.cat(patched)  # [other cells, batch, pos, d_model]: row p is right for the patch at p
-    # Cells in the order of `axes`: [*cell axes] of (other cell, position).
+    if query not in cell_axes:
+        for cells in torch.arange(len(masks)).split(at_once):
+            if site == "resid_pre":
+                chunk = torch.where(masks[cells].unsqueeze(1), source, before)
+                yield cells, _finish(model, run, layer, chunk, read)
+            else:
+                yield cells, _finish(model, run, layer + 1, streams(masks[cells]), read)
+        return
+    # Row p of `everywhere` [other cells, batch, pos, d_model] is right for the patch at p.
+    n_pos, resume = before.shape[1], layer if site == "resid_pre" else layer + 1
+    if site == "resid_pre":
+        everywhere = torch.where(masks.unsqueeze(1), source, before)
+    else:
+        everywhere = torch.cat([streams(chunk) for chunk in masks.split(at_once)])
     place = cell_axes.index(query)
     grid = torch.cartesian_prod(torch.arange(len(masks)), torch.arange(n_pos)).reshape(*sizes, n_pos, 2)
-    grid = grid.movedim(len(sizes), place).reshape(-1, 2).to(before.device)
-    if layer == model.n_layers - 1:
-        yield from _at_the_end(model, everywhere, after, grid, read, at_once)
+    grid = grid.movedim(len(sizes), place).reshape(-1, 2)  # (other cell, position) of every cell, in the order of axes
+    if resume == model.n_layers:
+        yield from _at_the_end(model, everywhere, run, grid, read, at_once)
         return
-    here = torch.arange(n_pos, device=before.device)
-    for chunk in grid.split(at_once):
-        cell, pos = chunk[:, 0], chunk[:, 1]
-        streams = torch.where((here == pos[:, None])[:, None, :, None], everywhere[cell], after)
-        yield _finish(model, layer + 1, streams, read)
+    base = run.resid[resume]
+    # The last block at a few read positions costs less than copying the keys and values of earlier ones.
+    later_only = bool(run.past) and (read is None or resume < model.n_layers - 1)
+    for cells in grid[:, 1].argsort(stable=True).split(at_once):  # cells of near positions share their first one
+        cell, pos = grid[cells].unbind(1)
+        start = int(pos.min()) if later_only else 0
+        exchanged = (torch.arange(start, n_pos) == pos[:, None]).to(base.device)[:, None, :, None]
+        chunk = torch.where(exchanged, everywhere[cell.to(base.device), :, start:], base[:, start:])
+        yield cells, _finish(model, run, resume, chunk, read, start)
 
 
-def _finish(model, layer: int, streams: Tensor, read: tuple[int, ...] | None) -> Tensor:
-    """Outputs [cells, batch, read, d_out] from streams [cells, batch, pos, d_model] before block `layer`."""
-    return model.forward_from(layer, streams.flatten(0, 1), read=read).unflatten(0, streams.shape[:2])
+def _finish(
+    model, run: Run, layer: int, streams: Tensor, read: tuple[int, ...] | None, start: int = 0
+) -> Float[Tensor, "cell batch read d_out"]:
+    """Outputs from streams [cell, batch, pos, d_model] before block `layer`, whose first position is `start`.
+
+    Earlier positions are those of the unpatched run: so are their keys, values and outputs.
+    """
+    n_cells, n_pos = len(streams), run.resid[0].shape[1]
+    at = list(range(n_pos)) if read is None else [r % n_pos for r in read]
+    later = [r - start for r in at if r >= start]
+    outputs = at_read(run.outputs, read).expand(n_cells, -1, -1, -1)
+    if not later:
+        return outputs
+    past = None
+    if start:
+        past = [tuple(t[:, :start].repeat(n_cells, 1, 1, 1) for t in kv) for kv in run.past]
+    new = model.forward_from(
+        layer, streams.flatten(0, 1), read=None if len(later) == streams.shape[2] else tuple(later), past=past
+    ).unflatten(0, streams.shape[:2])
+    if len(later) == len(at):
+        return new
+    rows = torch.tensor([i for i, r in enumerate(at) if r >= start], device=new.device)
+    return outputs.clone().index_copy_(2, rows, new)
 
 
-def _at_the_end(model, everywhere, after, grid, read, at_once) -> Iterator[Tensor]:
+def _at_the_end(model, everywhere: Tensor, run: Run, grid: Tensor, read, at_once: int) -> Iterator[Chunk]:
     """After the last block no position sees another: the outputs themselves are exchanged, one position per cell."""
-    patched = torch.cat([_finish(model, model.n_layers, chunk, read) for chunk in everywhere.split(at_once)])
-    untouched = model.forward_from(model.n_layers, after, read=read)
-    n_pos = after.shape[1]
-    here = torch.arange(n_pos, device=after.device)
+    chunks = everywhere.split(at_once)
+    patched = torch.cat([_finish(model, run, model.n_layers, chunk, read) for chunk in chunks])
+    untouched = at_read(run.outputs, read)
+    here = torch.arange(everywhere.shape[2])
     at = here if read is None else here[list(read)]
-    for chunk in grid.split(max(1, CHUNK // untouched.numel())):
-        cell, pos = chunk[:, 0], chunk[:, 1]
-        yield torch.where((at == pos[:, None])[:, None, :, None], patched[cell], untouched)
+    for cells in torch.arange(len(grid)).split(max(1, CHUNK // untouched.numel())):
+        cell, pos = grid[cells].unbind(1)
+        exchanged = (at == pos[:, None]).to(patched.device)[:, None, :, None]
+        yield cells, torch.where(exchanged, patched[cell.to(patched.device)], untouched)
 
 
 # --- To first order --------------------------------------------------------------------------------------------------

@@ -371,8 +371,12 @@ def _logistic(x: Tensor, y: Tensor, n_classes: int, penalty: float) -> tuple[Ten
     m = class_moments(x, y, n_classes)
     outputs = 1 if n_classes == 2 else n_classes
     start, _ = _lda(x, y, n_classes, 0.0, m)  # [l, t, c, d]
-    start = start[:, :, 1:] - start[:, :, :1] if outputs == 1 else start
     seen = (m.y_mean > 0.5 / m.n).reshape(-1, n_classes)
+    if outputs == 1:
+        start = start[:, :, 1:] - start[:, :, :1]
+    else:
+        # A softmax does not see what all classes share. The penalty wants that part to be 0, and gradients keep it so.
+        start = (start - start.sum(2, keepdim=True) / seen.sum(1)[:, None, None]) * seen[..., None]
     odds = m.y_mean.clamp_min(0.5 / m.n).log().reshape(-1, n_classes)
     odds = odds[:, 1:] - odds[:, :1] if outputs == 1 else odds - odds.mean(-1, keepdim=True)
     loss = _binary_loss(y) if outputs == 1 else _softmax_loss(y, seen)
@@ -436,7 +440,7 @@ def _minimise(
     best = torch.stack([at(v)[0].nan_to_num(torch.inf) for v in tries]).argmin(0)
     v0 = tries.movedim(2, 0)[torch.arange(t), best].movedim(0, 1)  # [d + 1, t, output]
     p = at(v0)[1].abs()  # the slope is p or 1 - p
-    spread = (p * (1 - p)).mean(0).double().clamp_min(1e-4)
+    spread = (p * (1 - p)).mean((0, 2)).double().clamp_min(1e-4)[:, None].expand(t, outputs)
     curvature = torch.cat([values.clamp_min(0), values.new_tensor([len(x)])])[:, None, None] * spread
     curvature[:-1] += penalty
     scale = curvature.rsqrt()
@@ -447,7 +451,7 @@ def _minimise(
 
     # In these units the optimum is missed by about |gradient|^2 / 2, and the loss is of order n. Sums of float32
     # products are noise below these bounds.
-    gtol, ftol = (1e-5, 1e-9) if x.dtype != torch.float64 else (1e-7, 1e-14)
+    gtol, ftol = (1e-6, 1e-9) if x.dtype != torch.float64 else (1e-7, 1e-14)
     options = {"gtol": gtol * len(x) ** 0.5, "ftol": ftol, "maxiter": 2000, "maxcor": 20}
     found = optimize.minimize(
         objective, scale.new_zeros(v0.numel()).numpy(), jac=True, method="L-BFGS-B", options=options
@@ -555,7 +559,9 @@ def _forward(corr: Tensor, cross: Tensor, k: int, rtol: float) -> Tensor:
     corr [l, d, d], cross [l, t, c, d]; after column j entered, everything is projected off it.
     """
     t = cross.shape[1]
-    rest, chosen, bases = corr.diagonal(dim1=-2, dim2=-1)[:, None].repeat(1, t, 1), [], []
+    rest = corr.diagonal(dim1=-2, dim2=-1)[:, None].repeat(1, t, 1)
+    chosen: list[Tensor] = []
+    bases: list[Tensor] = []
     layer = torch.arange(len(cross))[:, None]
     for _ in range(k):
         open_ = rest > 10 * rtol  # what is left of a copy of a chosen column is rounding
@@ -772,7 +778,9 @@ def auroc(
     influence is the share of the other side that it beats. A constant score gives exactly 1/2.
     """
     n = (y >= 0).sum(0).double()
-    value, influence, occurring = 0.0, 0.0, torch.zeros(y.shape[1], dtype=torch.double)
+    value = contrasts.new_zeros(*contrasts.shape[:-3], y.shape[1], dtype=torch.double)
+    influence = value.new_zeros(*value.shape, len(y))
+    occurring = torch.zeros(y.shape[1], dtype=torch.double)
     for c in range(contrasts.shape[-1]):  # one class at a time: the sorted copies are large
         inside, outside = (y == c).T, ((y != c) & (y >= 0)).T  # [t, n]
         usable = inside.any(1) & outside.any(1)

@@ -14,10 +14,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
 from toylab.errors import require
 from toylab.taps import SITES, Tap, act_name, site_name, site_of
@@ -136,7 +137,7 @@ class RankOneEdit:
     write: [d_model], the wanted answer to the key minus the one it had.
     """
 
-    model: nn.Module
+    model: Any
     layer: int
     read: Float[Tensor, " m"]
     write: Float[Tensor, " d"]
@@ -160,7 +161,7 @@ def key_covariance(keys: Float[Tensor, "... m"], ridge: float) -> Float[Tensor, 
 
 
 def rank_one_edit(
-    model: nn.Module,
+    model: Any,
     layer: int,
     key: Float[Tensor, " m"],
     value: Float[Tensor, " d"],

@@ -28,7 +28,7 @@ class FactoredMatrix:
     """The matrix A @ B without multiplying it out. A: [*lead, left, mid], B: [*lead, mid, right]; leads broadcast."""
 
     A: Float[Tensor, "... left mid"]
-    B: Float[Tensor, "... mid right"]
+    B: Float[Tensor, "... same right"]
 
     def __post_init__(self):
         A, B = self.A, self.B
@@ -101,20 +101,19 @@ class FactoredMatrix:
         return self.B @ self.A
 
     def __matmul__(self, other: Tensor | FactoredMatrix) -> Any:
-        """A factored matrix again, with the smaller inner axis; times a vector [right] it is a tensor [*lead, left]."""
+        """A factored matrix again, through the smaller inner axis; times a vector [right] a tensor [*lead, left]."""
         if isinstance(other, FactoredMatrix):
-            return (self @ other.A) @ other.B
+            middle = self.B @ other.A
+            if other.mdim < self.mdim:
+                return FactoredMatrix(self.A @ middle, other.B)
+            return FactoredMatrix(self.A, middle @ other.B)
         if other.ndim == 1:
             return (self.A @ (self.B @ other[:, None]))[..., 0]
-        if other.shape[-1] < self.mdim:
-            return FactoredMatrix(self.AB, other)
         return FactoredMatrix(self.A, self.B @ other)
 
     def __rmatmul__(self, other: Tensor) -> Any:
         if other.ndim == 1:
             return ((other @ self.A).unsqueeze(-2) @ self.B)[..., 0, :]
-        if other.shape[-2] < self.mdim:
-            return FactoredMatrix(other, self.AB)
         return FactoredMatrix(other @ self.A, self.B)
 
     def __mul__(self, scalar: float | Tensor) -> FactoredMatrix:

@@ -1,10 +1,10 @@
 """Hand-built circuits: gates, induction, flip-flops, counters, brackets, hierarchical equality, and their controls.
 
-All are ordinary `Transformer`s whose residual stream is a row of named parts (`Parts`); every weight is written by name.
+All are ordinary `Transformer`s whose residual stream is a row of named parts (`Parts`); weights are written by name.
 
 1. `gate`: two heads fetch two bits, one neuron joins them. The smallest model on which methods disagree.
 2. `induction`: a head that copies the previous token, a head that looks for it; without a start token it has one flaw.
-3. `flip_flop`: one head finds the last write by score C [write] + epsilon position; right on random data with the wrong C.
+3. `flip_flop`: one head scores C [write] + epsilon position to find the last write; right on random data with a wrong C.
 4. `bit_function`, `dyck`: uniform attention counts, the MLP reads the count.
 5. `hierarchical_equality`: a tree of three MLPs, [a = b] == [c = d].
 6. Controls: `switch` (two circuits, half of the data each, and a head nobody reads), `rotated` (the same function, no
@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -64,9 +65,17 @@ class Parts:
         return torch.eye(self.d_model, dtype=torch.float64)[self[name]]
 
 
-def _empty(task, parts: Parts, **spec) -> tuple[Transformer, dict[str, Tensor]]:
+def _empty(task, parts: Parts, **spec: Any) -> tuple[Transformer, dict[str, Tensor]]:
     """A float64 model of zeros and its weights, which share memory with it."""
-    sizes = {"n_layers": 1, "n_heads": 1, "d_head": 1, "d_mlp": 0, "biases": (), "attn_scale": 1.0, "dtype": "float64"}
+    sizes: dict[str, Any] = {
+        "n_layers": 1,
+        "n_heads": 1,
+        "d_head": 1,
+        "d_mlp": 0,
+        "biases": (),
+        "attn_scale": 1.0,
+        "dtype": "float64",
+    }
     model = Transformer(
         TransformerSpec(d_model=parts.d_model, **(sizes | spec)),
         d_vocab=task.d_vocab,
@@ -179,8 +188,8 @@ def flip_flop(n: int, write_score: float, recency: float, p_write: float = 0.2) 
 
     An older write leaks e^-recency; after g ignored positions they outweigh the write by e^(recency g - write_score).
     So it is right always iff write_score > recency n with some margin, and right on random data long before.
-    n = 64: (340, 5) errs by 6.7e-3 at worst, (680, 10) by 4.5e-5; (200, 5) and (400, 10) look the same on random data and
-    are wrong, by 1.0, on `task.worst_case()` (reference sheet 7.4; Liu et al. 2023, arXiv 2306.00946).
+    n = 64: (340, 5) errs by 6.7e-3 at worst, (680, 10) by 4.5e-5; (200, 5) and (400, 10) look the same on random data
+    and are wrong, by 1.0, on `task.worst_case()` (reference sheet 7.4; Liu et al. 2023, arXiv 2306.00946).
     """
     task = FlipFlop(n, p_write)
     parts = Parts.of(write=1, bit=2, pos=1, out=2)
@@ -208,8 +217,8 @@ def flip_flop(n: int, write_score: float, recency: float, p_write: float = 0.2) 
 def bit_function(n_bits: int, function: str) -> KnownModel:
     """Parity, majority or count of n bits: a uniform head counts, n neurons ReLU(count - k) draw the answer's polygon.
 
-    A function f of the integers 0..n is, between them, the polygon f(0) + sum_k a_k ReLU(c - k) whose a_k are the changes
-    of slope: exact at integers with one neuron per corner. Logits are the one-hot answer.
+    A function f of the integers 0..n is, between them, the polygon f(0) + sum_k a_k ReLU(c - k), a_k the changes of
+    slope: exact at integers with one neuron per corner. Logits are the one-hot answer.
     """
     task = BitFunction(n_bits, function)
     parts = Parts.of(bit=1, count=1, answer=task.d_out)
@@ -261,7 +270,12 @@ def dyck(n: int) -> KnownModel:
         w["W_out"][layer, first, parts[into]] = 1
         w["W_out"][layer, first + 1, parts[into]] = -1
     w["b_U"][0] = 1
-    for part, answer, weight in (("positive", 0, -1.0), ("negative", 0, -1.0), ("positive", 1, 1.0), ("failed", 2, 2.0)):
+    for part, answer, weight in (
+        ("positive", 0, -1.0),
+        ("negative", 0, -1.0),
+        ("positive", 1, 1.0),
+        ("failed", 2, 2.0),
+    ):
         w["W_U"][parts[part], answer] = weight
     variables = {
         "negative": _one(parts, "negative", "blocks.0.hook_resid_post", (0, 1)),

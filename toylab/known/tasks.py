@@ -1,8 +1,8 @@
 """The small worlds of the hand-built circuits: gates, bit counts, brackets, equalities, a switch, a flip-flop.
 
-Most are finite and tiny, so that a known model can be checked on every input. A finite one states its table, its answers
-and its true variables; `FiniteTask` makes the Task protocol of those. Tokens are small integers; the last position of
-tasks with one answer holds "=".
+Most are finite and tiny, so that a known model can be checked on every input. A finite one states its table, its
+answers and its true variables; `FiniteTask` makes the Task protocol of those. Tokens are small integers; the last
+position of tasks with one answer holds "=".
 
 Came from: data.py. Read next: circuits.py (a model with known weights for each).
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from string import ascii_lowercase
+from typing import ClassVar
 
 import torch
 from jaxtyping import Int
@@ -32,7 +33,7 @@ class FiniteTask:
 
     frac_train: float = 0.5
 
-    read = (-1,)  # not annotated, so not a setting
+    read: ClassVar[tuple[int, ...] | None] = (-1,)
 
     def table(self) -> Int[Tensor, "row pos"]:
         raise NotImplementedError
@@ -169,7 +170,10 @@ class BitFunction(FiniteTask):
     def latents(self, inputs):
         last = self.n_bits - 1
         count = Latent(_from(last, inputs[:, :-1].sum(1), self.n_ctx), _words(self.n_bits + 1))
-        return {"count": count, "answer": Latent(_from(last, self.answers(inputs)[:, 0], self.n_ctx), _words(self.d_out))}
+        return {
+            "count": count,
+            "answer": Latent(_from(last, self.answers(inputs)[:, 0], self.n_ctx), _words(self.d_out)),
+        }
 
     def render(self, inputs):
         return [f"{self.function} of {''.join(map(str, row[:-1]))}" for row in inputs.tolist()]
@@ -181,7 +185,8 @@ class DyckPrefix(FiniteTask):
 
     n: int
 
-    d_vocab, d_out, read = 2, 3, None
+    d_vocab, d_out = 2, 3
+    read: ClassVar[tuple[int, ...] | None] = None
 
     def __post_init__(self):
         require(1 <= self.n <= 12, f"n={self.n}: 1 to 12 (the table has 2^n rows)")
@@ -358,7 +363,7 @@ class RepeatedWithoutBos:
 class FlipFlop:
     """Write 0, write 1, ignore 0, ignore 1 (tokens 0..3); at every position: the bit last written (Liu et al. 2023).
 
-    The first token is a write. p_write: share of writes among the others. The rows that a random draw hardly ever shows,
+    The first token is a write. p_write: share of writes among the others. Rows that a random draw hardly ever shows,
     two opposite writes and then nothing but ignores with the other bit, are `worst_case()`.
     """
 

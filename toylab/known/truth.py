@@ -134,8 +134,9 @@ class Rewired(Tap):
         if name in ("embed", "pos_embed"):
             self.sent["tok" if name == "embed" else "pos"] = value
         elif name in ("q_input", "k_input", "v_input"):
-            heads = range(value.shape[2])
-            return torch.stack([self._read(f"a{layer}.{h}.{name[0]}", value[:, :, h]) for h in heads], 2)
+            receivers = [f"a{layer}.{h}.{name[0]}" for h in range(value.shape[2])]
+            if any(v in receivers for _, v in self.ablated):
+                return torch.stack([self._read(v, value[:, :, h]) for h, v in enumerate(receivers)], 2)
         elif name == "result":
             self.sent |= {f"a{layer}.{h}": value[:, :, h] for h in range(value.shape[2])}
         elif name == "mlp_in":
@@ -175,29 +176,34 @@ def sent_by(model: Transformer, inputs: Tensor) -> dict[str, Tensor]:
 # --- The search ------------------------------------------------------------------------------------------------------
 
 
-def replacements(model: Transformer, inputs: Tensor, ablation: str) -> list[dict[str, Tensor]]:
-    """One dictionary per trial: zero and mean have one, resample has several pairings of every input with another."""
+def n_trials(ablation: str) -> int:
+    """How often every input is run: zero and mean are one value, resample pairs it with several others."""
     one_of("ablation", ablation, ABLATIONS)
-    clean = sent_by(model, inputs)
+    return N_PAIRINGS if ablation == "resample" else 1
+
+
+def replacements(model: Transformer, inputs: Tensor, ablation: str) -> dict[str, Tensor]:
+    """What every sender sends instead, [(trial batch), pos, d_model]: rows for the inputs repeated n_trials times."""
+    trials, clean = n_trials(ablation), sent_by(model, inputs)
     if ablation == "zero":
-        return [{u: torch.zeros_like(y) for u, y in clean.items()}]
+        return {u: torch.zeros_like(y) for u, y in clean.items()}
     if ablation == "mean":
-        return [{u: y.mean(0, keepdim=True).expand_as(y) for u, y in clean.items()}]
+        return {u: y.mean(0, keepdim=True).expand_as(y) for u, y in clean.items()}
     g = generator(0, "pairings")
-    orders = [torch.randperm(len(inputs), generator=g) for _ in range(N_PAIRINGS)]
-    return [{u: y[order] for u, y in clean.items()} for order in orders]
+    others = torch.cat([torch.randperm(len(inputs), generator=g) for _ in range(trials)])
+    return {u: y[others] for u, y in clean.items()}
 
 
 def find_circuit(model: Transformer, batch: Batch, ablation: str) -> Circuit:
     """Both edge sets of one ablation over these inputs; see the head of this file."""
-    scored = _scored(batch)
-    trials = replacements(model, batch.inputs, ablation)
-    with torch.no_grad():
-        clean = model.forward(batch.inputs)[scored]
+    instead = replacements(model, batch.inputs, ablation)
+    trials = n_trials(ablation)
+    inputs, scored = batch.inputs.repeat(trials, 1), _scored(batch).repeat(trials, 1)
+    clean = run_ablated(model, inputs, [], {})[scored]
 
     def changed(ablated: Collection[Edge]) -> bool:
-        runs = (run_ablated(model, batch.inputs, ablated, r)[scored] for r in trials)
-        return any(bool((logits - clean).abs().max() > TOLERANCE) for logits in runs)
+        logits = run_ablated(model, inputs, ablated, instead)[scored]
+        return bool((logits - clean).abs().max() > TOLERANCE)
 
     linked = [edge for edge in edges(model) if _linked(model, edge)]
     matters = frozenset(edge for edge in linked if changed([edge]))
@@ -230,7 +236,7 @@ def _linked(model: Transformer, edge: Edge) -> bool:
         written = model.W_O[layer, head]
     else:
         layer = int(u[1:])
-        bias = [] if model.b_out is None else [model.b_out[layer][None]]
+        bias = [] if model.b_out is None else [torch.as_tensor(model.b_out)[layer][None]]
         written = torch.cat([model.W_out[layer], *bias])
     if v == "out":
         read = model.W_U

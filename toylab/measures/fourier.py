@@ -18,11 +18,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from math import prod
+from math import nan, prod
 from typing import Any, Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -35,6 +36,7 @@ from toylab.interp.fourier import (
     fourier_basis,
     fourier_gini,
     frequencies,
+    group_name,
     group_sums,
     key_frequencies,
     power_by_frequency,
@@ -75,8 +77,8 @@ class Spectra:
     Domain: transformers with an MLP; of several layers W_L is the last one's. Norm layers are not folded in.
     Exact: planted adders with m embedded frequencies of equal size have embed_gini (n - 2m)/n, embed_power 1/m each.
     Invariant under rotation and scaling of the residual stream; relabelling x -> cx permutes frequencies.
-    Null (20 untrained networks, p = 113, d_model 128): embed_gini .030-.041, W_L_gini .029-.043, largest embed_power
-    .025, n_embed_freqs 0 in 99 of 100.
+    Null (12 untrained networks, p = 113, d_model 128): embed_gini .034-.039, W_L_gini .036-.043, embed_power and
+    W_L_power up to .024; n_embed_freqs is 0 in 99 of 100 by its calibration.
     Cost: tests/bench/bench_measures.py. Given a Stack it saves building the models.
     """
 
@@ -95,7 +97,8 @@ class Spectra:
 
     def _spectra(self, weights: Mapping[str, Tensor], model: Tapped, labels: GroupLabels) -> Numbers:
         W_E, W_L = _embedding(weights, labels, model, self), _neuron_logit_map(weights, labels, model, self)
-        group, found = labels.group, {}
+        group = labels.group
+        found: Numbers = {}
         for name, table in (("embed", W_E), ("W_L", W_L.T)):
             power = power_by_frequency(table, group, 0).sum(-1)
             norms = transform(table, group, 0).norm(dim=-1)
@@ -137,10 +140,11 @@ class LogitFourier:
     Exact: a quadratic adder or clock has restricted = nonkey-removed = trig = full loss, excluded_loss ln n,
     logit_fve 1, logit_cos its amplitudes, whatever decoys its embedding and neurons hold.
     Invariant under a constant added to each row of logits (except logit_cos at 0); relabelling permutes frequencies.
-    Null: an untrained network or one trained on shuffled labels has n_key_freqs 0 in 99 of 100, hence the values for
-    an empty K.
+    Null: n_key_freqs is 0 in 99 of 100 by its calibration, hence the values for an empty K. 12 untrained networks,
+    p = 113: none had one; logit_cos within .05 of 0, every loss 4.72-4.78 (ln 113 = 4.727).
     Raises UserError for "final" without a reference; `Run.reference` refuses unfinished runs.
-    Cost: tests/bench/bench_measures.py; about half is excluded_loss_by_freq, shared between "final" and "current".
+    Cost: tests/bench/bench_measures.py; about half is excluded_loss_by_freq, shared between "final" and "current",
+    and so is all else where both name the same K.
     """
 
     freqs: Literal["current", "final"]
@@ -155,12 +159,21 @@ class LogitFourier:
 
     def __call__(self, snap: Snapshot) -> Numbers:
         pairs, keys = _pairs(snap, self), self._keys(snap)
+        if keys.group != pairs.group:
+            raise UserError(
+                f"{self!r}: the reference adds in {group_name(keys.group)} and this snapshot in "
+                f"{group_name(pairs.group)}; look back from the end of the same run"
+            )
+        # Late in training the current frequencies are the final ones, and so are the numbers.
+        found = snap.shared(("fourier: kept and removed", keys.freqs), lambda: self._numbers(snap, pairs, keys))
+        return found if self.hindsight else {f"{name}_current": value for name, value in found.items()}
+
+    def _numbers(self, snap: Snapshot, pairs: _Pairs, keys: KeyFrequencies) -> Numbers:
         group, freqs, mask = pairs.group, keys.freqs, keys.mask
-        require(keys.group == group, f"{self!r}: the reference is of {keys.group}, this snapshot of {group}")
         logits, components, fit = _logits(snap, self), _components(snap, self), _trig_fit(snap, self)
-        others = [k for k, key in zip(frequencies(group), mask.tolist(), strict=True) if k and not key]
+        others = [k for k in frequencies(group)[1:] if k not in freqs]
         restricted = sum_part(components, [0, *freqs], group)
-        found: Numbers = {
+        return {
             "n_key_freqs": float(len(freqs)),
             "key_freqs": _by_freq(mask.int(), group),
             "logit_cos": _by_freq(fit.cos, group),
@@ -173,7 +186,6 @@ class LogitFourier:
             "nonkey_removed_loss": pairs.loss_without(logits, sum_part(components, others, group), "all"),
             "trig_loss": pairs.loss_of_sum(_cosines(fit, mask, group)),
         }
-        return found if self.hindsight else {f"{name}_current": value for name, value in found.items()}
 
     def _keys(self, snap: Snapshot) -> KeyFrequencies:
         if not self.hindsight:
@@ -207,8 +219,8 @@ class Neurons:
     Domain: transformers with an MLP. Exact: ReLU(cos wa + cos wb) has share .962 = .745 + .109 (sum) + .109 (diff),
     a square .8 = .4 + .4; a clock has direction_fve 1, a pizza 8/pi^2 in the limit of many angles.
     Invariant under scaling and permuting neurons (with their outputs); relabelling permutes frequencies.
-    Null (20 untrained networks, p = 113, 512 neurons): neurons_explained 0, neuron_frac below .13, sum and diff share
-    below .01. A memorising table: neurons_explained 0, and every neuron at the same share.
+    Null (12 untrained networks, p = 113, 512 neurons): neurons_explained 0, neuron_frac up to .18, neuron_sum_share
+    and neuron_diff_share .0004-.0006, and no key direction.
     Cost: tests/bench/bench_measures.py; a forward pass that keeps the neurons, and four sums over their table.
     """
 
@@ -226,7 +238,7 @@ class Neurons:
             "neurons_explained": _mean((neurons.frac >= CLEAR).double()[alive]),
             "neuron_sum_share": _mean(neurons.sum[alive]),
             "neuron_diff_share": _mean(neurons.diff[alive]),
-            "direction_fve": _mean(direction_fve(post, W_L, freqs, group)),
+            "direction_fve": _mean(direction_fve(post, W_L, freqs, group)) if freqs else nan,
             "W_L_residual": read.residual.item(),
             "W_L_rank_energy": read.rank_energy.item(),
         }
@@ -244,7 +256,7 @@ class Attention:
     bends, so that harmonics appear. Domain: transformers; of several layers the last.
     Exact: constant attention has attn_share 0, and the format "a b" has attn_to_operands 1.
     Invariant under a constant added to the scores; relabelling permutes frequencies.
-    Null (20 untrained networks, p = 113): attn_share .05-.13; attn_to_operands 2/3 within .01.
+    Null (12 untrained networks, p = 113): attn_share .04-.16; attn_to_operands 2/3 within .01.
     Cost: tests/bench/bench_measures.py; shares the forward pass of Neurons.
     """
 
@@ -275,11 +287,15 @@ class ClockPizza:
     Source: Zhong et al. 2023 (arXiv 2306.17844), section 4: a pizza has .994, .17, .998, a clock .334, .85, .999.
     Variants in the wild: distance irrelevance of the largest *wrong* logits (their training log); here the logit of
     a + b (their notebook), whatever the labels say. Gradients are by whole embedding vectors.
-    Domain: transformers. Exact: a planted pizza has symmetricity 1; a planted clock of one frequency and amplitude 1
+    Domain: transformers. Symmetricity is of x+y and x*y: in x-y and x/y the second operand is embedded as its negative,
+    and a pizza's gradients are mirror images. Circles of equal size share their principal components, which may then
+    mix frequencies: circularity is not defined there (it is of trained networks, whose circles differ).
+    Exact: a planted pizza has symmetricity 1; a planted clock of one frequency and amplitude 1
     the mean of cos w(a - b) / sqrt(3) over the triples (the residual stream beside the embedding adds the root) and
     distance irrelevance nan; both have circularity 1.
     Invariant under relabelling (but for the triples) and under rotating the residual stream.
-    Null (20 untrained networks, p = 113): symmetricity .0-.3, irrelevance .94-.99, circularity .05-.09.
+    Null (12 untrained networks, p = 113): symmetricity .999 (uniform attention treats a and b alike: it looks like a
+    pizza), irrelevance .999 (like a clock), circularity .06-.10: read circularity first.
     Cost: tests/bench/bench_measures.py; the logits are shared.
     """
 
@@ -296,7 +312,7 @@ class ClockPizza:
     def __call__(self, snap: Snapshot) -> Numbers:
         pairs = _pairs(snap, self)
         _need(snap.model, ("W_E", "W_Q"), "transformers", self)
-        labels, group, n = pairs.labels, pairs.group, prod(pairs.group)
+        labels, group = pairs.labels, pairs.group
         logits, sums = _logits(snap, self), group_sums(group).flatten().to(pairs.target.device)
         weights = {name: p.detach() for name, p in snap.model.named_parameters()}
         return {
@@ -354,10 +370,12 @@ class _Pairs:
 
     def loss_without(self, logits: Float[Tensor, "pair c"], removed: Float[Tensor, "s c"], subset: str) -> float:
         """Mean loss after subtracting a function of s = a + b."""
-        chosen = self.weight[subset].nonzero().squeeze(1)
-        sums = group_sums(self.group).flatten().to(chosen.device)[chosen]
-        left = logits[chosen].double() - removed.double()[sums]
-        return torch.nn.functional.cross_entropy(left, self.target[chosen]).item()
+        sums, target, weight = group_sums(self.group).flatten().to(logits.device), self.target, self.weight[subset]
+        if not weight.all():
+            chosen = weight.nonzero().squeeze(1)
+            logits, sums, target = logits[chosen], sums[chosen], target[chosen]
+        left = removed.double()[sums]
+        return F.cross_entropy(torch.sub(logits, left, out=left), target).item()
 
 
 def _labels(task: Any, measure: object) -> GroupLabels:

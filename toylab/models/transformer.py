@@ -11,7 +11,7 @@ Letters: b batch, p q k positions, h head, d d_model, e d_head, m d_mlp, v vocab
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -36,6 +36,7 @@ POSITIONS = ("learned", "sinusoidal", "rotary", "none")
 ATTENTION = ("causal", "bidirectional")
 BIASES = ("Q", "K", "V", "O", "in", "out", "U")
 INITS = ("fan_in", "nanda", "gpt2")
+Past = Sequence[tuple[Tensor, Tensor] | None]  # per layer: keys and values [batch, earlier pos, head, d_head]
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 
 
@@ -182,43 +183,53 @@ class Transformer(Tapped):
         resid: Float[Tensor, "batch pos d_model"],
         tap: Tap = no_tap,
         read: tuple[int, ...] | None = None,
+        past: Past | None = None,
     ) -> Float[Tensor, "batch read d_out"]:
         """Logits from the residual stream before block `layer`; layer = n_layers is before the final norm.
 
         read: only these positions, for which the last block needs no other queries (as in `forward_at`).
+        past: keys (after rotation) and values of every layer at the positions before those of `resid`, which in a
+        causal model do not depend on it. `read` then counts from the first position of `resid`.
         """
+        past = past or [None] * self.n_layers
         if read is None:
             for at in range(layer, self.n_layers):
-                resid = self.block(at, resid, tap)
+                resid = self.block(at, resid, tap, past[at])
             return self.unembed(resid, tap)
         at_read = self._read(read, resid.shape[1])
         if layer == self.n_layers:
             return self.unembed(resid[:, at_read], tap)
         for at in range(layer, self.n_layers - 1):
-            resid = self.block(at, resid, tap)
-        return self._last_block(*self._attend(resid, at_read), at_read, tap)
+            resid = self.block(at, resid, tap, past[at])
+        start = 0 if past[-1] is None else past[-1][0].shape[1]
+        return self._last_block(*self._attend(resid, at_read, past[-1]), [start + r for r in at_read], tap)
 
-    def block(self, layer: int, resid: Tensor, tap: Tap = no_tap) -> Tensor:
+    def block(self, layer: int, resid: Tensor, tap: Tap = no_tap, past: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """The residual stream after one block, from the one before it: [batch, pos, d_model]."""
         resid = tap("resid_pre", layer, resid)
-        resid = resid + tap("attn_out", layer, self.attention(layer, resid, tap))
+        resid = resid + tap("attn_out", layer, self.attention(layer, resid, tap, past))
         if self.d_mlp:
             resid = tap("resid_mid", layer, resid)
             resid = resid + tap("mlp_out", layer, self.mlp(layer, resid, tap))
         return tap("resid_post", layer, resid)
 
-    def attention(self, layer: int, resid: Tensor, tap: Tap = no_tap) -> Tensor:
-        """Output of the attention of one layer: [batch, pos, d_model]."""
+    def attention(
+        self, layer: int, resid: Tensor, tap: Tap = no_tap, past: tuple[Tensor, Tensor] | None = None
+    ) -> Tensor:
+        """Output of the attention of one layer: [batch, pos, d_model]. past: keys and values of earlier positions."""
         q_input, k_input, v_input = self._attention_inputs(layer, resid, tap)
         q = tap("q", layer, per_head(q_input, self.W_Q[layer], self._bias("Q", layer)))
         k = tap("k", layer, per_head(k_input, self.W_K[layer], self._bias("K", layer)))
         v = tap("v", layer, per_head(v_input, self.W_V[layer], self._bias("V", layer)))
         if self.spec.positions == "rotary":
-            q = tap("rot_q", layer, rotate(q, self.spec.rotary_base))
-            k = tap("rot_k", layer, rotate(k, self.spec.rotary_base))
+            start = 0 if past is None else past[0].shape[1]
+            q = tap("rot_q", layer, rotate(q, self.spec.rotary_base, start))
+            k = tap("rot_k", layer, rotate(k, self.spec.rotary_base, start))
+        if past is not None:
+            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
         scores = torch.einsum("bqhe,bkhe->bhqk", q, k) / self._scale
         if self.spec.attention == "causal":
-            scores = scores.masked_fill(causal_mask(q.shape[1], q.device), -torch.inf)
+            scores = scores.masked_fill(causal_mask(k.shape[1], q.device)[-q.shape[1] :], -torch.inf)
         pattern = self._pattern(layer, scores, tap)
         z = tap("z", layer, torch.einsum("bhqk,bkhe->bqhe", pattern, v))
         if tap.wants("result", layer):
@@ -328,17 +339,22 @@ class Transformer(Tapped):
             resid = resid + tap("mlp_out", layer, self.mlp(layer, resid, tap))
         return self.unembed(tap("resid_post", layer, resid), tap)
 
-    def _attend(self, resid: Tensor, at: list[int]) -> tuple[Tensor, Tensor, Tensor]:
+    def _attend(
+        self, resid: Tensor, at: list[int], past: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The last attention: residual stream [b, q, d] and scores [b, h, q, k] at the read positions, and values."""
         last = self.n_layers - 1
         x = self.norm("ln1", last, resid)
         k = per_head(x, self.W_K[last], self._bias("K", last))
         v = per_head(x, self.W_V[last], self._bias("V", last))
         if self.spec.positions == "rotary":
-            q = rotate(per_head(x, self.W_Q[last], self._bias("Q", last)), self.spec.rotary_base)[:, at]
-            k = rotate(k, self.spec.rotary_base)
+            start = 0 if past is None else past[0].shape[1]
+            q = rotate(per_head(x, self.W_Q[last], self._bias("Q", last)), self.spec.rotary_base, start)[:, at]
+            k = rotate(k, self.spec.rotary_base, start)
         else:
             q = per_head(x[:, at], self.W_Q[last], self._bias("Q", last))
+        if past is not None:
+            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
         return resid[:, at], torch.einsum("bqhe,bkhe->bhqk", q, k) / self._scale, v
 
     def _attend_by_lookup(self, tokens: Tensor, at: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -429,13 +445,13 @@ def sinusoids(n_ctx: int, d_model: int, dtype: torch.dtype) -> Tensor:
     return torch.stack([angle.sin(), angle.cos()], -1).flatten(1)[:, :d_model].to(dtype)
 
 
-def rotate(x: Tensor, base: float) -> Tensor:
+def rotate(x: Tensor, base: float, start: int = 0) -> Tensor:
     """Rotary positions (Su et al. 2021, eq. 34), halves paired: (x_i, x_{i+e/2}) turns by pos / base^(2i/e).
 
-    x [batch, pos, head, d_head]. Scores then depend on the difference of positions alone.
+    x [batch, pos, head, d_head] from position `start` on. Scores then depend on the difference of positions alone.
     """
     pos, half = x.shape[1], x.shape[-1] // 2
-    theta = torch.arange(pos, device=x.device).double()[:, None] / base ** (
+    theta = torch.arange(start, start + pos, device=x.device).double()[:, None] / base ** (
         torch.arange(half, device=x.device).double() / half
     )
     cos, sin = theta.cos().to(x.dtype)[:, None], theta.sin().to(x.dtype)[:, None]  # [pos, 1, half]

@@ -262,5 +262,3 @@ def _linear(x: LinearSequenceMap, sets: Values, unit: Neurons) -> None:
         largest = max([1.0, *(abs(float(v)) for v in sets.of[id(y)])])
         for sign in (1.0, -1.0):
             unit.add({column: sign}, 0.0, {out: sign * float(number(coefficient))}, largest)
-
-

@@ -5,8 +5,8 @@
    token keeps, 1/(1 + width), and a Map of that number back to a count; & | ~ become one Select over pairs;
    a Map of an unnamed Map becomes one Map.
 3. Place: every head in the first attention sublayer after its inputs, every group of neurons in the first such MLP.
-4. Lay out the residual stream: one direction per value of a categorical s-op ("hist:2"), one per numerical s-op. None is
-   the zero vector. Nothing is erased: a variable stays readable at every later site.
+4. Lay out the residual stream: one direction per value of a categorical s-op ("hist:2"), one per numerical s-op. None
+   is the zero vector. Nothing is erased: a variable stays readable at every later site.
 5. Wire heads and neurons (assemble.py).
 
 The input is a start token, n tokens, and padding: bos a b c pad pad. The model has biases instead of Tracr's constant
@@ -19,6 +19,8 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -85,7 +87,7 @@ class Compiled:
     labels: tuple[str, ...]
 
     def encode(self, rows: Sequence[Sequence[Value]]) -> Int[Tensor, "batch pos"]:
-        """Token ids: start, the row, padding. Raises UserError on an unseen token and on a length outside 1..max_len."""
+        """Token ids: start, the row, padding. Raises UserError on an unseen token or a wrong length."""
         return encode(rows, self.vocab, self.max_len)
 
     def run(self, rows: Sequence[Sequence[Value]]) -> list[list[Value]]:
@@ -95,7 +97,9 @@ class Compiled:
         best, at = logits.max(-1)
         silent = (best < 0.5) & (not self.program.numerical)
         picked = torch.where(silent, -1, at)[:, 1:].tolist()
-        return [[None if c < 0 else self.classes[c] for c in p[: len(row)]] for p, row in zip(picked, rows, strict=True)]
+        return [
+            [None if c < 0 else self.classes[c] for c in p[: len(row)]] for p, row in zip(picked, rows, strict=True)
+        ]
 
     def expected_logits(self, rows: Sequence[Sequence[Value]]) -> Float[Tensor, "batch pos classes"]:
         """The logits that the interpreter's values stand for; NaN at the start token and at padding."""
@@ -198,7 +202,7 @@ def lower(program: SOp) -> SOp:
     return done[id(program)]  # type: ignore
 
 
-def _lowered(x: SOp | Selector, done: dict, name: str, pairs: dict, helper: bool) -> SOp | Selector:
+def _lowered(x: Any, done: dict, name: str, pairs: dict, helper: bool) -> SOp | Selector:
     if isinstance(x, Tokens | Indices):
         return x
     given = {f.name: done[id(getattr(x, f.name))] for f in dataclasses.fields(x) if id(getattr(x, f.name)) in done}
@@ -214,8 +218,8 @@ def _lowered(x: SOp | Selector, done: dict, name: str, pairs: dict, helper: bool
         found = Aggregate(given["selector"], given["x"], name=f"{name}.found")
         return Map(lambda v: v, found, none=x.default, name=name)
     x = dataclasses.replace(x, **given, name=name)
-    if helper and isinstance(x.x, Map) and x.x.none is None:  # type: ignore
-        outer, inner = x, x.x  # type: ignore
+    if helper and isinstance(x.x, Map) and x.x.none is None:
+        outer, inner = x, x.x
         return dataclasses.replace(x, f=lambda v: apply(outer, apply(inner, v)), x=inner.x)
     return x
 
@@ -289,7 +293,7 @@ def too_near(sets: Values, dtype: str) -> list[str]:
     for x in walk(sets.program):
         if isinstance(x, Map) and x.x.numerical:
             values = sets.of[id(x.x)]
-            for low, high in zip(values, values[1:], strict=False):
+            for low, high in pairwise(values):
                 near = high - low < 64 * eps * max(1, abs(values[0]), abs(values[-1]))
                 if near and apply(x, low) != apply(x, high):
                     name = sets.names[id(x)]
@@ -298,7 +302,9 @@ def too_near(sets: Values, dtype: str) -> list[str]:
     return problems
 
 
-def _written(lowered: SOp, sets: Values, layout: Layout, model: Transformer, writers: dict[int, str]) -> dict[str, Written]:
+def _written(
+    lowered: SOp, sets: Values, layout: Layout, model: Transformer, writers: dict[int, str]
+) -> dict[str, Written]:
     written = {}
     for x in walk(lowered):
         if isinstance(x, SOp):
@@ -312,6 +318,3 @@ def _written(lowered: SOp, sets: Values, layout: Layout, model: Transformer, wri
                 site, layout.columns[id(x)], sets.of[id(x)], x.numerical, writers[id(x)]
             )
     return written
-
-
-

@@ -20,10 +20,11 @@ from __future__ import annotations
 
 import dataclasses
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from toylab.errors import UserError, require
 
@@ -65,7 +66,7 @@ class Select(Selector):
 
 @dataclass(frozen=True, eq=False)
 class Combined(Selector):
-    """"and", "or" of two selectors; "not" of one (given twice)."""
+    """ "and", "or" of two selectors; "not" of one (given twice)."""
 
     how: str
     left: Selector
@@ -98,7 +99,7 @@ class Indices(SOp):
 
 @dataclass(frozen=True, eq=False)
 class Map(SOp):
-    """f(x) at every position. `none` stands wherever there would be no value: None in x, f gives None, or f divides by 0.
+    """f(x) at every position. `none` stands where there would be no value: x or f(x) is None, or f divides by 0.
 
     Map(lambda v: v, x, none="?") fills gaps. A numerical Map has numbers in all positions, so it may need `none`.
     """
@@ -171,18 +172,24 @@ def inputs_of(x: SOp | Selector) -> tuple[SOp | Selector, ...]:
     return tuple(v for f in dataclasses.fields(x) if isinstance(v := getattr(x, f.name), kinds))  # type: ignore
 
 
-def walk(program: SOp | Selector) -> Iterator[SOp | Selector]:
+def walk(program: SOp | Selector) -> list[SOp | Selector]:
     """Every expression of the program once, each after its inputs."""
-    seen: set[int] = set()
+    if program not in _WALKS:
+        order: dict[int, SOp | Selector] = {}
+        stack = [program]
+        while stack:
+            waiting = [y for y in inputs_of(stack[-1]) if id(y) not in order]
+            if waiting:
+                stack.append(waiting[0])
+            else:
+                done = stack.pop()
+                order.setdefault(id(done), done)
+        # Without the program itself, which would keep its own entry alive.
+        _WALKS[program] = list(order.values())[:-1]
+    return [*_WALKS[program], program]
 
-    def visit(x: SOp | Selector) -> Iterator[SOp | Selector]:
-        if id(x) not in seen:
-            seen.add(id(x))
-            for y in inputs_of(x):
-                yield from visit(y)
-            yield x
 
-    yield from visit(program)
+_WALKS: WeakKeyDictionary[SOp | Selector, list[SOp | Selector]] = WeakKeyDictionary()
 
 
 def names_of(program: SOp) -> dict[int, str]:
@@ -209,6 +216,18 @@ def trace(program: SOp, row: Sequence[Value], causal: bool = False) -> dict[str,
     return {names[id(x)]: memo[id(x)] for x in walk(program) if isinstance(x, SOp) and (x.name or x is program)}
 
 
+# Results of every function on every value met so far: programs are finite, so soon nothing is computed twice.
+_TABLES: WeakKeyDictionary[Map | SequenceMap | Select, dict] = WeakKeyDictionary()
+
+
+def _table(x: Map | SequenceMap | Select, f: Callable, arguments: list[tuple]) -> list:
+    """[f(x, *a) for a in arguments], each distinct one once."""
+    table = _TABLES.setdefault(x, {})
+    for a in set(arguments) - table.keys():
+        table[a] = f(x, *a)
+    return [table[a] for a in arguments]
+
+
 def _run(program: SOp, row: Sequence[Value], causal: bool) -> dict[int, list]:
     memo: dict[int, list] = {}
     for x in walk(program):
@@ -218,44 +237,42 @@ def _run(program: SOp, row: Sequence[Value], causal: bool) -> dict[int, list]:
 
 def _step(x: SOp | Selector, row: Sequence[Value], causal: bool, memo: dict[int, list]) -> list:
     n = len(row)
-
-    def of(y: SOp | Selector) -> list:
-        return memo[id(y)]
-
     match x:
         case Tokens():
             return list(row)
         case Indices():
             return list(range(n))
         case Map():
-            return [apply(x, v) for v in of(x.x)]
+            return _table(x, apply, [(v,) for v in memo[id(x.x)]])
         case SequenceMap():
-            return [apply(x, v, w) for v, w in zip(of(x.x), of(x.y), strict=True)]
+            return _table(x, apply, list(zip(memo[id(x.x)], memo[id(x.y)], strict=True)))
         case LinearSequenceMap():
             a, b = number(x.a), number(x.b)
-            return [a * v + b * w for v, w in zip(of(x.x), of(x.y), strict=True)]
+            return [a * v + b * w for v, w in zip(memo[id(x.x)], memo[id(x.y)], strict=True)]
         case Select():
-            keys, queries = of(x.keys), of(x.queries)
-            return [[selects(x, k, q) and not (causal and j > i) for j, k in enumerate(keys)]
-                    for i, q in enumerate(queries)]  # fmt: skip
+            marks = _table(x, selects, [(k, q) for q in memo[id(x.queries)] for k in memo[id(x.keys)]])
+            by_query = [marks[i * n : (i + 1) * n] for i in range(n)]
+            return [m[: i + 1] + [False] * (n - i - 1) for i, m in enumerate(by_query)] if causal else by_query
         case Combined(how="not"):
-            return [[not s and not (causal and j > i) for j, s in enumerate(r)] for i, r in enumerate(of(x.left))]
+            return [[not s and not (causal and j > i) for j, s in enumerate(r)] for i, r in enumerate(memo[id(x.left)])]
         case Combined():
             join = operator.and_ if x.how == "and" else operator.or_
-            return [list(map(join, r, s)) for r, s in zip(of(x.left), of(x.right), strict=True)]
+            return [list(map(join, r, s)) for r, s in zip(memo[id(x.left)], memo[id(x.right)], strict=True)]
         case SelectorWidth():
-            return [sum(marks) for marks in of(x.selector)]
+            return [sum(marks) for marks in memo[id(x.selector)]]
         case Share():
-            return [Fraction(1, 1 + sum(marks)) for marks in of(x.selector)]
+            return [Fraction(1, 1 + sum(marks)) for marks in memo[id(x.selector)]]
         case Aggregate():
-            selected = [[v for v, s in zip(of(x.x), marks, strict=True) if s] for marks in of(x.selector)]
+            selected = [[v for v, s in zip(memo[id(x.x)], marks, strict=True) if s] for marks in memo[id(x.selector)]]
             return [_aggregate(x, values, position) for position, values in enumerate(selected)]
     raise UserError(f"{type(x).__name__} is not part of the language; see language.py for what is")
 
 
 def _aggregate(x: Aggregate, values: list[Value], position: int) -> Value:
     if x.numerical:
-        return sum(values, Fraction(0)) / len(values) if values else number(x.default or 0)
+        if all(v.denominator == 1 for v in values):  # the usual case, and much the cheapest
+            return Fraction(sum(v.numerator for v in values), len(values)) if values else number(x.default or 0)
+        return sum(values, Fraction(0)) / len(values)
     different = list(dict.fromkeys(values))
     require(
         len(different) <= 1,

@@ -228,8 +228,12 @@ DIGITS = (1, 2, 3, 4)
 PROGRAMS: dict[str, Program] = {
     "length": Program(lambda vocab, n: length(), ABC, "the number of tokens, everywhere"),
     "reverse": Program(_reverse, ABC, "the row backwards"),
-    "frac_prevs": Program(lambda vocab, n: frac_prevs(is_token("x"), "frac_prevs"), ("x", "y", "z"), "share of x so far"),
-    "pair_balance": Program(lambda vocab, n: pair_balance("(", ")"), ("(", ")", "a"), "share of ( minus share of ) so far"),
+    "frac_prevs": Program(
+        lambda vocab, n: frac_prevs(is_token("x"), "frac_prevs"), ("x", "y", "z"), "share of x so far"
+    ),
+    "pair_balance": Program(
+        lambda vocab, n: pair_balance("(", ")"), ("(", ")", "a"), "share of ( minus share of ) so far"
+    ),
     "shuffle_dyck1": Program(_shuffle_dyck(["()"]), ("(", ")", "a"), "1 if the brackets balance"),
     "shuffle_dyck2": Program(_shuffle_dyck(["()", "{}"]), ("(", ")", "{", "}"), "1 if both kinds of brackets balance"),
     "dyck1": Program(_dyck1, ("(", ")"), "T balanced, P can still be, F failed"),
@@ -260,7 +264,9 @@ PROGRAMS: dict[str, Program] = {
         lambda vocab, n: Map(lambda c: c == 1, histogram(), name="is_unique"), ABC, "whether this token occurs once"
     ),
     "parity": Program(
-        lambda vocab, n: Map(lambda c: c % 2, _count("1")(vocab, n), name="parity"), ("0", "1"), "the number of 1s mod 2"
+        lambda vocab, n: Map(lambda c: c % 2, _count("1")(vocab, n), name="parity"),
+        ("0", "1"),
+        "the number of 1s mod 2",
     ),
     "parity_causal": Program(
         lambda vocab, n: Map(lambda c: c % 2, _count("1")(vocab, n), name="parity"),
@@ -310,7 +316,8 @@ class ProgramTask:
         one_of("program", self.program, PROGRAMS)
         object.__setattr__(self, "vocab", tuple(self.vocab))  # configs have lists
         require(
-            1 <= self.min_len <= self.max_len, f"min_len={self.min_len}, max_len={self.max_len}: 1 <= min_len <= max_len"
+            1 <= self.min_len <= self.max_len,
+            f"min_len={self.min_len}, max_len={self.max_len}: 1 <= min_len <= max_len",
         )
         require(0 < self.frac_train < 1, f"frac_train={self.frac_train} is outside (0, 1)")
         require(self.n_test >= 1, f"n_test={self.n_test}: at least 1")
@@ -462,7 +469,8 @@ class ProgramTask:
                 draws = torch.randint(len(self.vocab), (200, len(row)), generator=generator).tolist()
                 options = [tuple(self.vocab[i] for i in draw) for draw in draws]
         raise UserError(
-            f"{latent!r} of {self.program} is the same on every row of {len(row)} tokens, as on {' '.join(map(str, row))}; "
+            f"{latent!r} of {self.program} is the same on every row of {len(row)} tokens, "
+            f"as on {' '.join(map(str, row))}; "
             "take longer rows (min_len) or another latent"
         )
 

@@ -2,8 +2,8 @@
 
 1. Walk the program from its inputs. tokens: the vocabulary. indices: 0..max_len-1. SelectorWidth: 0..max_len.
 2. Maps: the image of the value set (of the product of two sets for SequenceMap).
-3. Numerical Aggregate: every mean of up to max_len values, not only v/l: for 0 and 1 that is the Farey sequence of order
-   max_len (11 values for max_len 5). A set that misses some sends a later Map to the wrong neighbour without a word.
+3. Numerical Aggregate: every mean of up to max_len values, not only v/l: for 0 and 1 that is the Farey sequence of
+   order max_len (11 values for max_len 5). A set that misses some sends a later Map to the wrong neighbour silently.
 4. Each rule that fails adds a line to the list of problems; the walk goes on.
 
 Sets may be too large (two variables that never meet are still combined), never too small: this is what makes compiled
@@ -95,14 +95,18 @@ def _values(x: SOp, vocab: tuple, max_len: int, sets: Values) -> tuple[Value, ..
                 return ()
             left, right = sets.of[id(x.x)], sets.of[id(x.y)]
             if len(left) * len(right) > MAX_NEURONS:
-                sets.problems.append(f"{_called(x, sets)} needs {len(left)} x {len(right)} neurons; {MAX_NEURONS:,} at most")
+                sets.problems.append(
+                    f"{_called(x, sets)} needs {len(left)} x {len(right)} neurons; {MAX_NEURONS:,} at most"
+                )
                 return ()
             pairs = [(v, v) for v in left] if x.x is x.y else [(v, w) for v in left for w in right]
             none = {id(x.x), id(x.y)} & sets.maybe_none
             return _image(x, [apply(x, v, w) for v, w in pairs] + [None] * bool(none), sets)
         case LinearSequenceMap():
             if not (x.x.numerical and x.y.numerical):
-                sets.problems.append(f"{_called(x, sets)}: a LinearSequenceMap adds numbers; make both inputs numerical")
+                sets.problems.append(
+                    f"{_called(x, sets)}: a LinearSequenceMap adds numbers; make both inputs numerical"
+                )
                 return ()
             a, b = number(x.a), number(x.b)
             pairs = [(v, v) for v in sets.of[id(x.x)]] if x.x is x.y else [
@@ -119,7 +123,9 @@ def _image(x: SOp, images: list[Value], sets: Values) -> tuple[Value, ...]:
     """Distinct results, with None noted, or refused for numbers."""
     if None in images:
         if x.numerical:
-            sets.problems.append(f"{_called(x, sets)}: a number cannot be None; say what stands there: Map(..., none=0)")
+            sets.problems.append(
+                f"{_called(x, sets)}: a number cannot be None; say what stands there: Map(..., none=0)"
+            )
         sets.maybe_none.add(id(x))
     return ordered({v for v in images if v is not None})
 
@@ -181,15 +187,19 @@ def _check_selector(x: Selector, sets: Values) -> None:
     if isinstance(x, Select):
         for role, y in (("keys", x.keys), ("queries", x.queries)):
             if y.numerical:
-                sets.problems.append(f"Select: the {role} {sets.names[id(y)]!r} are numbers; make them categorical with a Map")
+                sets.problems.append(
+                    f"Select: the {role} {sets.names[id(y)]!r} are numbers; make them categorical with a Map"
+                )
     elif isinstance(x, Combined) and x.how != "and":
         # Under "or" and "not" a missing value can still select, but a missing value is a zero vector to attention.
-        for y in walk(x):
-            if isinstance(y, Select):
-                for side in (y.keys, y.queries):
+        for part in walk(x):
+            if isinstance(part, Select):
+                for side in (part.keys, part.queries):
                     if id(side) in sets.maybe_none:
                         name = sets.names[id(side)]
-                        sets.problems.append(f"selector with {x.how!r}: {name!r} may be None; fill it with Map(..., none=...)")
+                        sets.problems.append(
+                            f"selector with {x.how!r}: {name!r} may be None; fill it with Map(..., none=...)"
+                        )
 
 
 def _called(x: SOp, sets: Values) -> str:
