@@ -62,7 +62,9 @@ def draw(table):
             )
     histogram.axvline(0.85, color=ORANGE, lw=1, ls="--")
     histogram.text(0.84, 0.97, "0.85", color=ORANGE, ha="right", va="top", transform=histogram.get_xaxis_transform())
-    histogram.set(title="number of neurons (mean over seeds)", xlabel="variance explained by one frequency", xlim=(0, 1))
+    histogram.set(
+        title="number of neurons (mean over seeds)", xlabel="variance explained by one frequency", xlim=(0, 1)
+    )
     histogram.legend(loc="upper center")
     stages.set(title="share explained by the key frequencies", ylim=(-0.04, 1.04), xlim=(-0.4, len(table.stage) - 0.6))
     stages.set_xticks(np.arange(len(table.stage)), table.stage.values, fontsize=8)

@@ -24,7 +24,9 @@ def compute(runs):
     """Losses, Gini coefficients, norms at every checkpoint, and the phases of each run."""
     table = runs.map(LogitFourier("final"), hindsight=True)[["restricted_loss", "excluded_loss"]]
     table = table.merge(runs.map(Loss())[["train_loss", "test_loss"]])
-    table = table.merge(runs.map(Spectra())[["embed_gini", "W_L_gini"]]).merge(runs.map(WeightNorms())[["sum_sq_weights"]])
+    table = table.merge(runs.map(Spectra())[["embed_gini", "W_L_gini"]]).merge(
+        runs.map(WeightNorms())[["sum_sq_weights"]]
+    )
     found = []
     for i in range(table.sizes["seed"]):
         one = table.isel(seed=i).dropna("step", subset=["test_loss"])
@@ -53,9 +55,9 @@ def draw(table):
         ax.axvspan(bounds["cleanup_from"], bounds["cleanup_to"], color=ORANGE, alpha=0.15, lw=0)
         ax.set(xlim=(0, int(table.step.max())), xlabel="step")
     losses.set(yscale="log", title=f"losses (nats), seed {int(table.seed[0])}")
-    losses.legend(loc="lower left", fontsize=8)
+    losses.legend(loc="best", fontsize=8)
     ginis.set(title="Gini coefficient of the Fourier norms", ylim=(0, 1))
-    ginis.legend(loc="upper left")
+    ginis.legend(loc="best", fontsize=8)
     norms.set(title="sum of squared weights", ylim=(0, None))
     colors = dict(zip(PHASES, (BLUE, GREEN, ORANGE, RED), strict=True))
     for name, label in zip(PHASES, ("memorised", "circuit from", "clean-up from", "clean-up to"), strict=True):
@@ -63,6 +65,12 @@ def draw(table):
         strip.plot(values, np.arange(len(values)), "o", color=colors[name], ms=5, label=label)
     seeds = table.seed.values
     strip.set_yticks(np.arange(len(seeds)), [str(s) for s in seeds])
-    strip.set(title="phases of every seed", xlabel="step", ylabel="seed", xlim=(0, int(table.step.max())), ylim=(-0.7, 1.3 * len(seeds)))
+    strip.set(
+        title="phases of every seed",
+        xlabel="step",
+        ylabel="seed",
+        xlim=(0, int(table.step.max())),
+        ylim=(-0.7, 1.3 * len(seeds)),
+    )
     strip.legend(loc="upper left", ncols=2, fontsize=8)
     return figure

@@ -9,17 +9,20 @@ of the training pairs are right, which hardly moves.
 import numpy as np
 import xarray as xr
 
-from toylab.measures.basic import Loss
 from toylab.plotting import BLUE, GREY, ORANGE, subplots
 
-NEEDS = ["nanda2023", *(f"nanda2023_decay={d}" for d in (0.3, 0.5, 2.0)), *(f"nanda2023_frac={f}" for f in (0.2, 0.4, 0.5, 0.7))]
+NEEDS = [
+    "nanda2023",
+    *(f"nanda2023_decay={d}" for d in (0.3, 0.5, 2.0)),
+    *(f"nanda2023_frac={f}" for f in (0.2, 0.4, 0.5, 0.7)),
+]
 
 
 def compute(runs):
-    """First checkpoints with 99 % training and 95 % test accuracy (inf: never), and the settings of each run."""
+    """First evaluations with 99 % training and 95 % test accuracy (inf: never), and the settings of each run."""
     rows = []
     for run in runs:
-        table, e = run.map(Loss()), run.experiment
+        table, e = run.metrics(), run.experiment
         first = [
             float(table.step[np.flatnonzero(table[name] >= level)[0]]) if (table[name] >= level).any() else np.inf
             for name, level in (("train_accuracy", 0.99), ("test_accuracy", 0.95))

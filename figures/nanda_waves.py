@@ -55,7 +55,9 @@ def draw(table):
         top.imshow(one.percent.values, cmap=colors, origin="lower", interpolation="nearest")
         top.set_title(str(name).replace(", ", ",\n"), fontsize=8)
         freq_a, freq_b = np.nonzero(one.energy.values > 0.005)
-        bottom.scatter(freq_b, freq_a, 120 * one.energy.values[freq_a, freq_b], color=BLUE, alpha=0.8, lw=0, clip_on=False)
+        bottom.scatter(
+            freq_b, freq_a, 120 * one.energy.values[freq_a, freq_b], color=BLUE, alpha=0.8, lw=0, clip_on=False
+        )
         last = one.sizes["freq_a"] - 1
         bottom.set(xlim=(-1, last), ylim=(-1, last), aspect="equal")
         top.grid(False)

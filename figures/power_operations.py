@@ -8,6 +8,7 @@ that get there in every seed: the less of the table is shown, the longer the wai
 
 import numpy as np
 import xarray as xr
+from matplotlib.ticker import LogLocator, NullFormatter
 
 from toylab.plotting import BLUE, GREEN, GREY, ORANGE, subplots
 
@@ -51,6 +52,14 @@ def draw(table):
         steps.plot(x[seen], wait[seen], "o", color=color, ls=dash, ms=3)
     best.axhline(table.attrs["chance"], color=GREY, lw=0.8, ls=":")
     best.set(title="best held-out accuracy", xlabel="share of the table trained on", ylim=(-0.02, 1.05))
-    steps.set(title="steps to 99 % held-out accuracy", xlabel="share of the table trained on", yscale="log", xlim=best.get_xlim())
+    steps.set(
+        title="steps to 99 % held-out accuracy",
+        xlabel="share of the table trained on",
+        yscale="log",
+        xlim=best.get_xlim(),
+    )
+    steps.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    steps.yaxis.set_major_formatter("{x:,.0f}")
+    steps.yaxis.set_minor_formatter(NullFormatter())
     figure.legend(loc="outside lower center", ncols=4, fontsize=8)
     return figure

@@ -13,6 +13,7 @@ from toylab.cli.train import cells, name_apart
 from toylab.ensemble import Stacked, StackedOptimiser, stack_batches, train_ensemble
 from toylab.errors import UserError
 from toylab.experiment import Experiment, Stop, Tracked, TrainSpec
+from toylab.losses import mse
 from toylab.measures.basic import Loss, WeightNorms
 from toylab.models.mlp import MLPSpec
 from toylab.models.superposition import SuperpositionSpec
@@ -375,3 +376,10 @@ def test_the_command_line_trains_every_cell(tmp_path, capsys, monkeypatch):
     assert main(command) == 0
     assert main(["train", "--ensemble", *tiny, "name=f", "optim.kind=adam,sgd"]) == 1
     assert "optim.kind differs" in capsys.readouterr().err
+
+
+def test_mse_of_classes_is_the_one_hot_formula_and_runs_under_vmap():
+    g = torch.Generator().manual_seed(0)
+    outputs, targets = torch.randn(3, 4, 1, 5, generator=g), torch.randint(5, (3, 4, 1), generator=g)
+    expected = ((outputs - torch.nn.functional.one_hot(targets, 5)) ** 2).mean(-1)
+    assert torch.equal(torch.func.vmap(mse)(outputs, targets), expected)

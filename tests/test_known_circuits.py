@@ -283,8 +283,16 @@ def test_D3_truth_of_two_programs_depends_on_the_ablation():
 
 def test_length_becomes_visible_when_rows_differ_in_length():
     """The path tok -> a0.0 -> m0 -> m1 -> a2.0.q computes the length: invisible above, necessary here."""
-    edges_of_length = {("a0.0", "m0"), ("m0", "m1"), ("m1", "a2.0.q")}
-    assert edges_of_length < compiled_program("reverse", max_len=3).truth.circuit["resample"].minimal
+    truth = compiled_program("reverse", max_len=3).truth
+    length = {("tok", "a0.0.q"), ("tok", "a0.0.k"), ("a0.0", "m0"), ("m0", "m1"), ("m1", "a2.0.q")}
+    # tok -> a2.0.k says which positions are padding.
+    copying = {("tok", "a2.0.k"), ("tok", "a2.0.v"), ("a2.0", "out")}
+    assert find_circuit(truth.model, truth.batch, "resample").minimal == length | copying
+    truth = compiled_program("hist", max_len=3).truth
+    counting = {("tok", "a0.0.q"), ("tok", "a0.0.k"), ("a0.0", "m0"), ("m0", "out")}
+    assert find_circuit(truth.model, truth.batch, "resample").minimal == counting
+    # Zero ablation also removes the start token's value, the same on every row, from which the width is measured.
+    assert find_circuit(truth.model, truth.batch, "zero").minimal == counting | {("tok", "a0.0.v")}
 
 
 def test_redundant_edges_do_not_matter_alone_and_one_is_kept():

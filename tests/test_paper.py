@@ -6,8 +6,8 @@ import shutil
 
 import pytest
 
-from toylab.cli import main, paper
 from toylab.claims import VERDICTS
+from toylab.cli import main, paper
 from toylab.rundir import RunDir
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")

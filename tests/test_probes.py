@@ -246,6 +246,19 @@ def test_forward_selection_skips_a_copy_and_matches_exhaustive_search():
     assert fit_sparse(x, y, 1, "forward").support.item() in np.flatnonzero(np.isclose(errors, min(errors)))
 
 
+def test_forward_selection_is_greedy_least_squares():
+    """On strongly correlated columns: the same supports as refitting with every candidate at every step."""
+    g = rng()
+    for _ in range(10):
+        x = torch.randn(200, 8, generator=g, dtype=torch.double) @ torch.randn(8, 8, generator=g, dtype=torch.double)
+        y = (x @ torch.randn(8, generator=g, dtype=torch.double) > 0).long()
+        chosen = []
+        for _ in range(4):
+            scores = [Ridge(0).fit(x[:, [*chosen, j]], y).score(x[:, [*chosen, j]], y) for j in range(8)]
+            chosen.append(int(np.argmax(scores)))
+        assert fit_sparse(x, y, 4, "forward").support[0].tolist() == chosen
+
+
 def test_mlp_reads_a_parity_that_linear_probes_cannot():
     g = rng()
     bits = torch.randint(2, (2000, 2), generator=g)

@@ -213,7 +213,7 @@ def markdown(findings: Sequence[Finding], about: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-# --- For the functions that papers write --------------------------------------------------------------------------------
+# --- For the functions that papers write ------------------------------------------------------------------------------
 
 
 def last(values: Any) -> np.ndarray:

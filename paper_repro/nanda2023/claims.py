@@ -15,12 +15,19 @@ from toylab.measures.basic import Loss, WeightNorms
 from toylab.measures.fourier import Attention, LogitFourier, Neurons, Spectra
 
 GENERAL = 0.95  # test accuracy that counts as having generalised
+EVENTS = {"train_accuracy": 0.99, "test_accuracy": GENERAL}
 
 
-def variant(name: str, *overrides: str, steps: int, stop: bool = False) -> tuple[str, ...]:
-    """The paper's setting with some changes, under its own name; `stop` once it has generalised for 500 steps."""
-    held = ["train.stop={measure: test_accuracy, at_least: 0.99, hold: 500}"] if stop else []
-    return ("experiment=nanda2023", f"name='nanda2023_{name}'", f"train.steps={steps}", *held, *overrides)
+def variant(name: str, *overrides: str, steps: int) -> tuple[str, ...]:
+    """The paper's setting with some changes, under its own name and with fewer checkpoints."""
+    saved = "train.checkpoints=['log:40','every:500']"
+    return ("experiment=nanda2023", f"name='nanda2023_{name}'", f"train.steps={steps}", saved, *overrides)
+
+
+def swept(name: str, *overrides: str, steps: int) -> tuple[str, ...]:
+    """The same for a sweep, which reads the log only: no checkpoints, and stop once general for 500 steps."""
+    stop = "train.stop={measure: test_accuracy, at_least: 0.99, hold: 500}"
+    return (*variant(name, steps=steps), "train.checkpoints=[]", "train.eval_every=25", stop, *overrides)
 
 
 DECAYS, FRACTIONS = (0.3, 0.5, 2.0), (0.2, 0.4, 0.5, 0.7)
@@ -35,12 +42,12 @@ RUNS = (
     RunSet("stopped early", (variant("early", steps=1000),), about="placebo: memorised, not yet general"),
     RunSet(
         "weight decay",
-        tuple(variant(f"decay={d}", f"optim.weight_decay={d}", steps=DECAY_STEPS[d], stop=True) for d in DECAYS),
+        tuple(swept(f"decay={d}", f"optim.weight_decay={d}", steps=DECAY_STEPS[d]) for d in DECAYS),
         about="0.3, 0.5, 2 until they have generalised",
     ),
     RunSet(
         "data fraction",
-        tuple(variant(f"frac={f}", f"task.frac_train={f}", steps=FRACTION_STEPS[f], stop=True) for f in FRACTIONS),
+        tuple(swept(f"frac={f}", f"task.frac_train={f}", steps=FRACTION_STEPS[f]) for f in FRACTIONS),
         about="0.2, 0.4, 0.5, 0.7 until they have generalised",
     ),
 )
@@ -78,26 +85,28 @@ FIGURES = {
 
 
 def measure(key: str, runs):
-    """Loss at every checkpoint; except for the sweeps also everything about the mechanism.
-
-    The mechanism of neurons and attention is measured at each run's last checkpoint only: no `step` there.
+    """Of a sweep the steps of its events. Of all others the losses, norms and logits at every checkpoint, and neurons
+    and attention at each run's last one: these have no `step`.
     """
-    loss = runs.map(Loss(), progress=True)
     if key in ("weight decay", "data fraction"):
-        # One number per run, under the setting that was swept.
-        step = np.append(loss.step.values.astype(float), np.inf)
-        reached = (loss.test_accuracy >= GENERAL).values
-        general = step[np.concatenate([reached, np.ones((len(reached), 1), bool)], 1).argmax(1)]
-        name = {"weight decay": "weight_decay", "data fraction": "frac_train"}[key]
-        setting = [getattr(r.experiment.optim if name == "weight_decay" else r.task, name) for r in runs]
-        memorised = step[
-            np.concatenate([(loss.train_accuracy >= 0.99).values, np.ones((len(reached), 1), bool)], 1).argmax(1)
-        ]
-        return xr.Dataset({"general": (name, general), "memorised": (name, memorised)}, {name: setting}).sortby(name)
+        return events(runs, {"weight decay": "weight_decay", "data fraction": "frac_train"}[key])
+    loss = runs.map(Loss(), progress=True)
     through = [runs.map(m, progress=True) for m in (WeightNorms(), Spectra())]
     through.append(runs.map(LogitFourier("final"), progress=True, hindsight=True))
     ends = [at_the_end(runs, tool) for tool in (Neurons(), Attention(), mlp_ablation)]
     return xr.merge([loss, *through, *ends], compat="no_conflicts", join="outer")
+
+
+def events(runs, setting: str):
+    """memorised, general [setting]: the first evaluations with 99 % training and 95 % test accuracy; inf = never."""
+    rows = []
+    for run in runs:
+        log = run.metrics().expand_dims("seed")
+        value = getattr(run.experiment.optim if setting == "weight_decay" else run.task, setting)
+        found = [first_step(log[name] >= level)[0] for name, level in EVENTS.items()]
+        rows.append([value, *found])
+    values, memorised, general = np.array(sorted(rows)).T
+    return xr.Dataset({"memorised": (setting, memorised), "general": (setting, general)}, {setting: values})
 
 
 def at_the_end(runs, tool):
@@ -130,7 +139,7 @@ def mlp_ablation(snap):
     return {"outside_removed_loss": loss(outside), "inside_removed_loss": loss(inside)}
 
 
-# --- What the claims read ------------------------------------------------------------------------------------------------
+# --- What the claims read ---------------------------------------------------------------------------------------------
 
 
 def general(t):
@@ -356,6 +365,7 @@ CLAIMS = (
         "loss > ln 113",
         lambda t: t["main"].inside_removed_loss.values,
         lambda v: v > np.log(113),
+        placebos=("shuffled labels",),
         figure="sec. 4.4",
     ),
     Claim(

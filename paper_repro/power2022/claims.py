@@ -36,7 +36,9 @@ RUNS = (
 )
 QUICK = (
     *(
-        RunSet(operation, cells(operation, "train.steps=2000", name=f"quick_{OPERATIONS[operation]}", fractions=(0.4, 0.8)))
+        RunSet(
+            operation, cells(operation, "train.steps=2000", name=f"quick_{OPERATIONS[operation]}", fractions=(0.4, 0.8))
+        )
         for operation in ("x+y", "x-y")
     ),
     RunSet(

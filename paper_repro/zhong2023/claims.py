@@ -6,7 +6,6 @@ sizes, what differs and what is not attempted.
 
 from __future__ import annotations
 
-import numpy as np
 import xarray as xr
 from scipy import stats
 

@@ -37,7 +37,7 @@ def compile_library() -> tuple[float, float]:
 
 def every_input(name: str, dtype: str) -> tuple[int, float]:
     vocab = PROGRAMS[name].vocab
-    task = ProgramTask(name, (*vocab, *"zw"[: max(0, 4 - len(vocab))]), 6, 0.5)
+    task = ProgramTask(name, (*vocab, *"uvw"[: max(0, 4 - len(vocab))]), 6, 0.5)
     rows = task.rows()
     return len(rows), task.compile(dtype).error(rows)
 

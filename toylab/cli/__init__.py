@@ -11,9 +11,9 @@ from importlib import import_module
 COMMANDS = {
     "demo": (
         "train modular addition until it groks, measure it, draw it",
-        """Trains a one-layer transformer on a + b mod 113 (30 % of all pairs) until it answers the other 70 % too, keeps
-some two hundred checkpoints, measures each of them and draws the picture. About a minute on 2 cores. Called again, it
-finds the finished run and redraws at once.
+        """Trains a one-layer transformer on a + b mod 113 (30 % of all pairs) until it answers the other 70 % too,
+keeps some two hundred checkpoints, measures each of them and draws the picture. About a minute on 2 cores. Called
+again, it finds the finished run and redraws at once.
 
   toylab demo                 the run with seed 0
   toylab demo --seed 3        another one
@@ -52,7 +52,7 @@ Sweeps use Hydra: -m hydra/launcher=joblib runs cells in parallel, hydra/launche
     ),
     "paper": (
         "reproduce a paper claim by claim: train, measure, draw, judge",
-        """Prints which runs the claims need, which are there and how long the rest takes on this machine; trains them one
+        """Prints which runs the claims need, which are there and how long the rest takes here; trains them one
 after another; then measures, draws every figure and judges every claim against the paper's value and its placebos.
 The claims table, results.json and the figures go to paper_repro/<paper>/. A claim that fails stays in the table.
 

@@ -15,7 +15,7 @@ from toylab.rundir import RunDir
 def run(args: Namespace) -> int:
     overrides = ["experiment=demo", f"seed={args.seed}", f"runs={args.runs}", f"overwrite={args.fresh}"]
     config = compose(overrides)
-    experiment, path, _ = split_config(dict(config))
+    _, path, _ = split_config(dict(config))
     directory = RunDir(path)
     start = time.perf_counter()
     again = directory.exists() and directory.info()["status"] == "finished" and not args.fresh

@@ -11,7 +11,11 @@ from toylab.cli.compose import header, shipped
 
 
 def run(args: Namespace) -> int:
-    kinds = [args.kind] if args.kind else ["tasks", "models", "optims", "measures", "experiments", "figures", "papers", "runs"]
+    kinds = (
+        [args.kind]
+        if args.kind
+        else ["tasks", "models", "optims", "measures", "experiments", "figures", "papers", "runs"]
+    )
     for kind in kinds:
         rows = entries(kind, args.runs)
         print(f"{kind}:" if rows else f"{kind}: none")
@@ -26,8 +30,16 @@ def entries(kind: str, runs: str) -> list[tuple[str, str]]:
     if kind == "runs":
         return [run_line(file) for file in sorted(Path(runs).glob("**/run.json"))]
     if kind in ("figures", "papers"):
-        files = sorted(shipped("figures").glob("*.py") if kind == "figures" else shipped("paper_repro").glob("*/claims.py"))
-        return [(f.stem if kind == "figures" else f.parent.name, (ast.get_docstring(ast.parse(f.read_text())) or "").split("\n")[0]) for f in files]
+        files = sorted(
+            shipped("figures").glob("*.py") if kind == "figures" else shipped("paper_repro").glob("*/claims.py")
+        )
+        return [
+            (
+                f.stem if kind == "figures" else f.parent.name,
+                (ast.get_docstring(ast.parse(f.read_text())) or "").split("\n")[0],
+            )
+            for f in files
+        ]
     folder = shipped("conf") / kind.removesuffix("s")
     return [(f.stem, header(f)) for f in sorted(folder.glob("*.yaml"))]
 

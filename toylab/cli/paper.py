@@ -81,7 +81,7 @@ def run_sets(module: ModuleType, quick: bool, seeds: int | None) -> list[RunSet]
     return [dataclasses.replace(s, seeds=seeds) if seeds and s.seeds > 1 else s for s in sets]
 
 
-# --- What there is and what is missing -----------------------------------------------------------------------------------
+# --- What there is and what is missing --------------------------------------------------------------------------------
 
 
 def plan(sets: list[RunSet], runs: str) -> list[Planned]:
@@ -172,7 +172,7 @@ def train_missing(planned: list[Planned], command: str) -> int:
     return 0
 
 
-# --- Measure, judge, draw ------------------------------------------------------------------------------------------------
+# --- Measure, judge, draw ---------------------------------------------------------------------------------------------
 
 
 def report(
@@ -221,7 +221,7 @@ def circumstances(planned: list[Planned], command: str, seconds: float) -> dict[
     return {
         "command": f"`{command}`",
         "runs finished": f"{done} of {len(planned)}",
-        "time": f"training took {duration(trained)} in all, in this and earlier calls; this call took {duration(seconds)}",
+        "time": f"training took {duration(trained)} in this and earlier calls, this call {duration(seconds)}",
         "machine": f"{os.cpu_count()} cores, runs trained with {' or '.join(map(str, threads)) or 'no'} threads, "
         f"torch {torch.__version__}, toylab {toylab_version()}",
         "runs": [

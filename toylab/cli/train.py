@@ -48,6 +48,8 @@ def train_config(config: dict[str, Any], command: str, next_steps: bool = True) 
 
 def announce(experiment: Any, path: Path, overwrite: bool) -> None:
     """What will run and how long it will take at most, measured on a few steps."""
+    import torch
+
     from toylab.experiment import scheduled_steps
     from toylab.rundir import RunDir
     from toylab.train import seconds_per_step
@@ -57,7 +59,7 @@ def announce(experiment: Any, path: Path, overwrite: bool) -> None:
         return  # train() says so
     spec = experiment.train
     each = seconds_per_step(experiment)
-    model = experiment.model.build(experiment.task, __import__("torch").Generator())
+    model = experiment.model.build(experiment.task, torch.Generator())
     n = len(scheduled_steps(spec.checkpoints, spec.steps))
     size = sum(p.numel() * p.element_size() for p in model.parameters())
     print(f"{experiment.name}, seed {experiment.seed}: {experiment.task!r}\n  {model!r}")

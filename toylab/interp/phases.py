@@ -68,8 +68,8 @@ def locate_phases(steps, train_loss, test_loss, restricted, excluded) -> Phases:
         len(set(shapes)) == 1 and len(shapes[0]) == 1,
         f"curves of shapes {shapes} arrived; expected one number per step in each, steps first",
     )
-    known = ~np.isnan(curves).any(0)
-    require(bool(known.any()), f"none of the {len(known)} steps has all four losses")
+    known = ~np.isnan(np.stack(curves)).any(0)
+    require(bool(known.any()), f"none of the {len(curves[0])} steps has all four losses")
     at, train, test, restricted, excluded = (c[known] for c in curves)
     require(bool((np.diff(at) > 0).all()), "steps must increase")
 

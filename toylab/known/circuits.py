@@ -4,7 +4,7 @@ All are ordinary `Transformer`s whose residual stream is a row of named parts (`
 
 1. `gate`: two heads fetch two bits, one neuron joins them. The smallest model on which methods disagree.
 2. `induction`: a head that copies the previous token, a head that looks for it; without a start token it has one flaw.
-3. `flip_flop`: one head scores C [write] + epsilon position to find the last write; right on random data with a wrong C.
+3. `flip_flop`: one head scores C [write] + epsilon position to find the last write; random data hide a wrong C.
 4. `bit_function`, `dyck`: uniform attention counts, the MLP reads the count.
 5. `hierarchical_equality`: a tree of three MLPs, [a = b] == [c = d].
 6. Controls: `switch` (two circuits, half of the data each, and a head nobody reads), `rotated` (the same function, no

@@ -325,7 +325,7 @@ class ClockPizza:
         n, labels = prod(pairs.group), pairs.labels
         a, b, c = self.triples(pairs.group).unbind(1)
         tokens = snap.batch.inputs[pairs.rows[a * n + b]]
-        W_E, at = snap.model.W_E.detach(), snap.task.operand_positions
+        W_E, at = snap.model.get_parameter("W_E").detach(), snap.task.operand_positions
 
         def logits_of(operands: Tensor) -> Tensor:
             embedded = W_E[tokens].clone()

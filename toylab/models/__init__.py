@@ -1,1 +1,1 @@
-"""Models: each is a frozen spec with `build(task, generator)`, and a module whose `forward(inputs, tap)` is readable."""
+"""Models: a frozen spec with `build(task, generator)`, and a module whose `forward(inputs, tap)` is readable."""

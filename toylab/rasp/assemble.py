@@ -13,8 +13,8 @@ Columns of the residual stream are one-hot over the values of a categorical s-op
    the gap to spare on both sides. For counts up to N the gap is 1/(N(N+1)), so s >= 2N(N+1): not a fixed 100.
 5. LinearSequenceMap: a x + b y through ReLU(x) - ReLU(-x).
 
-All neurons are silent at the start token and at padding: their columns enter every neuron with a weight that outweighs
-the largest value it could have there. So those two positions never show a value to a later head, by induction.
+All neurons are silent at the start token: its column enters every neuron with a weight that outweighs the largest value
+it could have there, so it never shows a later head a key, by induction. Padding may hold anything: no head looks at it.
 """
 
 from __future__ import annotations
@@ -68,9 +68,9 @@ class Neurons:
     writes: list[dict[int, float]]
 
     def add(self, reads: dict[int, float], bias: float, writes: dict[int, float], largest: float = 1.0) -> None:
-        """ReLU(reads . resid + bias) -> writes. largest: what it could reach at the start token or padding."""
+        """ReLU(reads . resid + bias) -> writes. largest: what it could reach at the start token."""
         silent = -(max(largest, bias) + 1)
-        self.reads.append({**reads, self.layout.bos: silent, self.layout.pad: silent})
+        self.reads.append({**reads, self.layout.bos: silent})
         self.bias.append(bias)
         self.writes.append(writes)
 
