@@ -1,10 +1,10 @@
-"""Remove a key frequency and the answer is gone; remove all others and it gets better (Nanda et al. 2023, figure 6).
+"""Remove a key frequency and the answer is gone; keep nothing else and it improves (Nanda et al. 2023, figure 6).
 
 Left: loss on the training pairs after the waves of a + b at one frequency are taken from the logits, for each frequency
 of the first run. Only the key ones (orange) matter: the others leave the loss at its old value (line). Right, a dot for
-each seed: loss on all pairs of the full network, of its logits without the other frequencies of a + b, of nothing but the
-key frequencies of a + b, and of their best fit by cos w(a + b - c). The last two lie below the full network: what else
-is in its logits does harm. "Without key", on training pairs, is the excluded loss: worse than guessing.
+each seed: loss on all pairs of the full network, of its logits without the other frequencies of a + b, of nothing but
+the key frequencies of a + b, and of their best fit by cos w(a + b - c). The last two lie below the full network:
+what else is in its logits does harm. "Without key", on training pairs, is the excluded loss: worse than guessing.
 """
 
 import numpy as np

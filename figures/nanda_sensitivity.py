@@ -1,8 +1,8 @@
 """More weight decay and more data shorten the wait (Nanda et al. 2023, figures 20, 21 and 27).
 
 Left: steps until 95 % of the held-out pairs are right against weight decay, both on log scales; the dashed line is
-1 / weight decay through the runs at 1. Right: the same against the share of pairs trained on. A triangle at the top is a
-run that never got there within its steps: the symbol stands at the number of steps it was given. Grey: steps until 99 %
+1 / weight decay through the runs at 1. Right: the same against the share of pairs trained on. A triangle is a run
+that never got there: it stands at the number of steps that run was given. Grey: steps until 99 %
 of the training pairs are right, which hardly moves.
 """
 

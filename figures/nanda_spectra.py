@@ -1,4 +1,4 @@
-"""The embedding and the neuron-logit map use a few frequencies of Z_p and hardly any other (Nanda et al. 2023, figure 3).
+"""The embedding and the neuron-logit map use a few frequencies and hardly any other (Nanda et al. 2023, figure 3).
 
 Top: length of the token embedding W_E along each Fourier wave over the tokens; bottom: of the neuron-logit map
 W_L = W_out W_U along each wave over the outputs. For every frequency a bar for its cosine and one for its sine. Orange

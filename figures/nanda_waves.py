@@ -1,8 +1,8 @@
 """Attention, neurons and logits are waves over a and b: checks, dots and diagonals (Nanda et al. 2023, figure 4).
 
 Top: as functions of the two operands, the attention from "=" to a in two heads, two neurons, and the logit of answer 0.
-Bottom: the same tables in the two-dimensional Fourier basis; the area of a dot is the energy at its pair of frequencies,
-the constant left out. Attention has its weight on the edges, as waves of a or of b alone. A neuron has it at one
+Bottom: the same tables in the two-dimensional Fourier basis; a dot's area is the energy at its pair of frequencies, the
+constant left out. Attention has its weight on the edges, as waves of a or of b alone. A neuron has it at one
 frequency k: at (k, 0), at (0, k), and at (k, k), where a and b are multiplied. The logit has nothing but the diagonal
 cells of the key frequencies: it is a function of a + b.
 """
@@ -20,7 +20,7 @@ NEEDS = ["nanda2023"]
 
 
 def compute(runs):
-    """Tables over (a, b) and their spectra for two heads, two neurons and one output of the first run's last network."""
+    """Tables over (a, b), and their spectra, of two heads, two neurons and one output of the first run at its end."""
     run = runs.runs[0]
     snap, group = run.final, run.task.as_group().group
     n = run.task.p

@@ -2,8 +2,8 @@
 
 Left: best accuracy on the held-out part of the table within the budget, against the share that was trained on; median
 of the seeds, each seed a faint dot. Symmetric operations (solid) rise at smaller shares than their unsymmetric partners
-of the same colour (dashed); x^3+xy^2+y stays at chance. Right: steps to 99 % held-out accuracy on a log scale, for those
-that get there in every seed: the less of the table is shown, the longer the wait.
+of the same colour (dashed); x^3+xy^2+y stays at chance. Right: steps to 99 % held-out accuracy on a log scale, where
+most seeds get there: the less of the table is shown, the longer the wait.
 """
 
 import numpy as np

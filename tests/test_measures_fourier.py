@@ -12,7 +12,7 @@ from cases.models import scrambled
 from cases.models import spec as tiny_spec
 from cases.runs import ADAMW, MODEL, STEPS
 
-from toylab import Labelled, Run, Snapshot, train
+from toylab import Labelled, Run, Snapshot
 from toylab.config import build
 from toylab.data import Split, Task, generator
 from toylab.errors import UserError
@@ -27,6 +27,7 @@ from toylab.models.transformer import Transformer, TransformerSpec
 from toylab.tasks.induction import RepeatedTokens
 from toylab.tasks.modular import ModularArithmetic
 from toylab.tasks.superposition import SparseFeatures
+from toylab.train import train
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -237,6 +238,31 @@ def test_attention_waves_are_read_off_the_scores():
     assert found["attn_freq"].tolist() == [3, 0]
     assert found["attn_share"] == pytest.approx([1, 0], abs=1e-12)
     assert found["attn_to_operands"] == pytest.approx([1, 2 / 3], abs=1e-12)
+
+
+def test_a_faint_frequency_is_found_and_a_mean_is_none():
+    """At 3 times the power of noise a frequency is far outside chi^2 with 2 * 64 degrees of freedom."""
+    known = random_adder(23, d_model=64, d_mlp=8, seed=0)
+    wave = (2 * math.pi * 4 * torch.arange(23).double() / 23).cos()
+    W_E = known.model.state_dict()["W_E"]
+    W_E[:23, 0] += 2 * wave / wave.norm()  # power 4 beside the noise's 2 * 64 / 64
+    W_E[:23, 1] += 5.0
+    found = measured(Spectra(), of(known))
+    assert found["n_embed_freqs"] == 1
+    assert found["embed_power"].argmax() == 4
+    assert found["embed_power"][0] == 0
+    assert found["embed_power"].sum() == pytest.approx(1)
+    assert found["embed_norm"].argmax() == 0
+
+
+def test_dead_neurons_count_for_nothing():
+    known = pizza_adder(P, FREQS)
+    whole = measured(Neurons(), of(known))
+    known.model.state_dict()["W_in"][0, :, :3] = 0
+    found = measured(Neurons(), of(known))
+    assert found["neuron_freq"][:3].tolist() == found["neuron_frac"][:3].tolist() == [0, 0, 0]
+    assert found["neurons_explained"] == 1
+    assert found["neuron_sum_share"] == pytest.approx(whole["neuron_sum_share"], rel=1e-3)
 
 
 @pytest.mark.parametrize("build", [clock_adder, quadratic_adder])

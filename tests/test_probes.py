@@ -254,8 +254,9 @@ def test_forward_selection_is_greedy_least_squares():
         y = (x @ torch.randn(8, generator=g, dtype=torch.double) > 0).long()
         chosen = []
         for _ in range(4):
-            scores = [Ridge(0).fit(x[:, [*chosen, j]], y).score(x[:, [*chosen, j]], y) for j in range(8)]
-            chosen.append(int(np.argmax(scores)))
+            left = [j for j in range(8) if j not in chosen]
+            scores = [Ridge(0).fit(x[:, [*chosen, j]], y).score(x[:, [*chosen, j]], y) for j in left]
+            chosen.append(left[int(np.argmax(scores))])
         assert fit_sparse(x, y, 4, "forward").support[0].tolist() == chosen
 
 

@@ -13,10 +13,11 @@ import torch
 import xarray as xr
 from cases.runs import ADDITION, FULL_BATCH, STREAMING, VECTORS, flip_bit, with_train
 
-from toylab import Labelled, Run, RunGroup, train
+from toylab import Labelled, Run, RunGroup
 from toylab.errors import UserError
 from toylab.measures.basic import LogitStats, Loss, WeightNorms
 from toylab.runs import describe_tool
+from toylab.train import train
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

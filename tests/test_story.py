@@ -5,11 +5,12 @@ import dataclasses
 import numpy as np
 import pytest
 
-from toylab import Experiment, train
+from toylab import Experiment
 from toylab.experiment import Stop, TrainSpec
 from toylab.models.transformer import TransformerSpec
 from toylab.optim import OptimSpec
 from toylab.tasks.modular import ModularArithmetic
+from toylab.train import train
 
 P = 29
 GROKS = Experiment(

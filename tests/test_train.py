@@ -14,7 +14,7 @@ import pytest
 import torch
 from cases.runs import ADAMW, ADDITION, FULL_BATCH, KINDS, LONG, MINIBATCH, STREAMING, VECTORS, bits, with_train
 
-from toylab import Run, train
+from toylab import Run
 from toylab.data import Batch
 from toylab.errors import UserError
 from toylab.experiment import Stop, scheduled_steps
@@ -23,7 +23,7 @@ from toylab.measures.basic import Loss
 from toylab.optim import KINDS as OPTIMISERS
 from toylab.optim import SCHEDULES, OptimSpec
 from toylab.rundir import RunDir
-from toylab.train import Trainer
+from toylab.train import Trainer, train
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}

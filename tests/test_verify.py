@@ -8,9 +8,9 @@ import pytest
 import torch
 from cases.runs import FULL_BATCH, KINDS, edit_manifest, flip_bit, with_train
 
-from toylab import train
 from toylab.errors import UserError
 from toylab.rundir import RunDir
+from toylab.train import train
 from toylab.verify import verify
 
 

@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from toylab.experiment import Experiment
     from toylab.runs import Run, RunGroup
     from toylab.snapshot import Labelled, Snapshot
-    from toylab.train import train
 
 _HOMES = {
     "Run": "toylab.runs",
@@ -21,16 +20,14 @@ _HOMES = {
     "Snapshot": "toylab.snapshot",
     "Labelled": "toylab.snapshot",
     "Experiment": "toylab.experiment",
-    "train": "toylab.train",
 }
-__all__ = ["Experiment", "Labelled", "Run", "RunGroup", "Snapshot", "train"]
+__all__ = ["Experiment", "Labelled", "Run", "RunGroup", "Snapshot"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'toylab' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    home = import_module(_HOMES[name])
-    value = getattr(home, name)
+    value = getattr(import_module(_HOMES[name]), name)
     globals()[name] = value
     return value
 

@@ -149,7 +149,7 @@ def time_left(planned: list[Planned]) -> tuple[float, bool]:
     for p in planned:
         if p.left:
             if p.cell not in each:
-                each[p.cell] = seconds_per_step(p.experiment)
+                each[p.cell] = min(seconds_per_step(p.experiment) for _ in range(2))  # the less disturbed of two
             seconds += each[p.cell] * p.left
             stops = stops or p.experiment.train.stop is not None
     return seconds, stops
