@@ -35,12 +35,12 @@ from torch import Tensor
 from toylab.data import Batch, Latent, generator
 from toylab.errors import UserError, require
 from toylab.interp import attention, erasure, probes, steering, weights
-from toylab.interp.edges import EdgeGraph, eap, edge_effects, replacement
+from toylab.interp.edges import EdgeGraph, eap, edge_effects, replacement, sender_outputs
 from toylab.interp.fourier import key_frequencies, power_by_frequency
 from toylab.interp.group_addition import key_logit_frequencies, neuron_frequencies
 from toylab.interp.lens import fit_tuned_lens, logit_lens
 from toylab.interp.neurons import ablation_effects, concepts_of, score_concepts
-from toylab.interp.patching import Answers, Pairs, ablate, at_read, attribute, patch
+from toylab.interp.patching import Answers, Pairs, ablate, at_read, attribute, logit_diff, patch
 from toylab.interp.residual import direct_logits
 from toylab.known import KnownModel
 from toylab.known.adders import (
@@ -54,17 +54,19 @@ from toylab.known.adders import (
 )
 from toylab.known.circuits import CIRCUITS, random_weights
 from toylab.known.programs import compiled_program
-from toylab.known.truth import ABLATIONS, CircuitTruth, Variable
+from toylab.known.truth import ABLATIONS, CircuitTruth, Variable, n_trials
 from toylab.measures.fourier import ClockPizza
 from toylab.rasp.programs import PROGRAMS
 from toylab.snapshot import Snapshot
 
 Names = frozenset[str]
-MAX_ROWS = 48  # of a circuit's world: the searched truth and every tool speak of these rows
-FIT_ROWS = 400  # what probes are fitted and scored on
+MAX_ROWS = 32  # of a circuit's world: the searched truth and every tool speak of these rows
+FIT_POSITIONS = 1200  # what probes are fitted and scored on: so many positions, in whole rows
+MAX_LAYERS = 2  # of a compiled program; deeper ones are searched for minutes
 EFFECT = 1e-6  # of a logit, as in known/truth.py; exact tools see planted effects of .01 and more, rounding of 1e-12
 READABLE = 0.95  # AUROC from which a variable counts as read: planted ones have 1, shuffled ones about .5
 RELIES = 0.05  # of accuracy lost, beyond two standard deviations of random subspaces
+PAIRINGS = 3  # of rows, for tools that approximate
 P = 31  # of the adders
 
 
@@ -131,8 +133,8 @@ def ask(question: Question, known: KnownModel, control: KnownModel) -> Row:
     except Exception as error:
         seconds = time.perf_counter() - start
         return Row(question.tool, known.name, seconds=seconds, note=f"error: {type(error).__name__}: {error}")
-    sides = (tuple(sorted(names)) for names in (found, missed, false))
-    return Row(question.tool, known.name, *sides, score, null, seconds)
+    right, left, wrong = (tuple(sorted(names)) for names in (found, missed, false))
+    return Row(question.tool, known.name, right, left, wrong, score, null, seconds)
 
 
 def sit(
@@ -190,15 +192,11 @@ def to_json(rows: Iterable[Row]) -> str:
 
 def from_json(text: str) -> list[Row]:
     """What `to_json` wrote."""
-    sides, numbers = ("found", "missed", "false"), ("score", "null")
-    return [
-        Row(
-            **{name: tuple(value) for name, value in row.items() if name in sides},
-            **{name: nan if value is None else value for name, value in row.items() if name in numbers},
-            **{name: value for name, value in row.items() if name not in (*sides, *numbers)},
-        )
-        for row in json.loads(text)
-    ]
+    rows: list[dict[str, Any]] = json.loads(text)
+    for row in rows:
+        row |= {name: tuple(row[name]) for name in ("found", "missed", "false")}
+        row |= {name: nan for name in ("score", "null") if row[name] is None}
+    return [Row(**row) for row in rows]
 
 
 def to_csv(rows: Iterable[Row]) -> str:
@@ -235,12 +233,13 @@ ADDERS: dict[str, Callable[[], KnownModel]] = {
 
 
 def zoo() -> dict[str, Callable[[], KnownModel]]:
-    """Every known model at the size of the exam: adders, circuits, and all programs on rows of up to three tokens."""
-    programs = {
+    """Every known model at the size of the exam: adders, circuits, programs of few layers on rows of up to 3 tokens."""
+    programs: dict[str, Callable[[], KnownModel]] = {
         f"program {name}": partial(compiled_program, name, vocab=program.vocab[:3], max_len=3)
         for name, program in PROGRAMS.items()
     }
-    return {**ADDERS, **CIRCUITS, **programs}
+    small = {name: build for name, build in programs.items() if build().model.n_layers <= MAX_LAYERS}  # type: ignore[attr-defined]
+    return {**ADDERS, **CIRCUITS, **small}
 
 
 def bounded(known: KnownModel) -> KnownModel:
@@ -249,6 +248,8 @@ def bounded(known: KnownModel) -> KnownModel:
     if not isinstance(truth, CircuitTruth):
         return known
     batch, old = truth.batch, truth.unrotated
+    if batch.weight is not None:  # a row that asks for nothing cannot be part of a pair
+        batch = batch[batch.weight.sum(1) > 0]
     if len(batch) > MAX_ROWS:
         batch = batch[torch.randperm(len(batch), generator=generator(0, "exam"))[:MAX_ROWS]]
     if old is not None:
@@ -341,18 +342,19 @@ def _truth(known: KnownModel) -> CircuitTruth:
     return known.truth
 
 
-def _shuffled_pairs(known: KnownModel, seed: int = 0) -> Pairs:
-    """The rows of the truth, each against another; the metric is the right logit against the mean of all others."""
-    batch = _truth(known).batch
-    order = torch.randperm(len(batch), generator=generator(seed, "pairs"))
-    pairs = Pairs.of(batch, batch[order])
-    return dataclasses.replace(pairs, answers=dataclasses.replace(pairs.answers, wrong=None, weight=batch.weight))
+def _shuffled_pairs(known: KnownModel, pairings: int) -> Pairs:
+    """The rows of the truth against others, in the first pairings of its own resampling; no wrong answers are named."""
+    batch, g = _truth(known).batch, generator(0, "pairings")
+    others = torch.cat([torch.randperm(len(batch), generator=g) for _ in range(pairings)])
+    rows = torch.arange(len(batch)).repeat(pairings)
+    weight = None if batch.weight is None else batch.weight[rows]
+    return Pairs(batch.inputs[rows], batch.inputs[others], Answers(batch.targets[rows], None, weight), batch.read)
 
 
-def _change_from(model: Any, batch: Batch) -> Callable[[Tensor, Answers], Tensor]:
+def _change_from(model: Any, inputs: Tensor, read: tuple[int, ...] | None) -> Callable[[Tensor, Answers], Tensor]:
     """The metric: largest change of a logit from the untouched run, at scored positions."""
     with torch.no_grad():
-        clean = at_read(model(batch.inputs), batch.read)
+        clean = at_read(model(inputs), read)
     return lambda outputs, answers: _largest((outputs - clean).abs().amax(-1), answers)
 
 
@@ -377,22 +379,19 @@ def edges_that_matter(known: KnownModel, ablation: str) -> Names:
 
 
 def exact_edges(known: KnownModel, model: Any, ablation: str) -> Names:
-    """Edges that change a scored logit of some row; resampling with as many pairings as the truth, but others."""
-    batch, graph, found = _truth(known).batch, _graph(model), frozenset()
-    pairs = _shuffled_pairs(known)
-    metric = _change_from(model, batch)
-    for draw in range(6 if ablation == "resample" else 1):
-        instead = replacement(model, graph, batch.inputs, ablation, generator(draw, "exam"))
-        effects = edge_effects(model, pairs, metric, replacement=instead, graph=graph)
-        found |= _edge_names(graph, effects.values)
-    return found
+    """Edges that change a scored logit of some row."""
+    graph, pairs = _graph(model), _shuffled_pairs(known, n_trials(ablation))
+    if ablation == "resample":
+        instead = sender_outputs(model, pairs.corrupted, graph)
+    else:
+        instead = replacement(model, graph, pairs.clean, ablation)
+    metric = _change_from(model, pairs.clean, pairs.read)
+    return _edge_names(graph, edge_effects(model, pairs, metric, replacement=instead, graph=graph).values)
 
 
 def first_order_edges(known: KnownModel, model: Any, steps: int) -> Names:
-    graph, found = _graph(model), frozenset()
-    for draw in range(6):
-        found |= _edge_names(graph, eap(model, _shuffled_pairs(known, draw), graph=graph, steps=steps).values)
-    return found
+    graph = _graph(model)
+    return _edge_names(graph, eap(model, _shuffled_pairs(known, PAIRINGS), graph=graph, steps=steps).values)
 
 
 def components_that_matter(known: KnownModel) -> Names:
@@ -412,19 +411,21 @@ def _components(model: Any, sweep: Callable[[str, str], Tensor]) -> Names:
 
 
 def ablated_components(known: KnownModel, model: Any) -> Names:
-    batch = _truth(known).batch
-    answers, metric = Answers(batch.targets, None, batch.weight), _change_from(model, batch)
+    batch, g = _truth(known).batch, generator(0, "exam")
+    answers, metric = Answers(batch.targets, None, batch.weight), _change_from(model, batch.inputs, batch.read)
 
     def sweep(site: str, axes: str) -> Tensor:
-        return ablate(
-            model, batch.inputs, answers, site, axes, metric, "resample", batch.read, generator=generator(0, "exam")
-        ).values
+        drawn = [
+            ablate(model, batch.inputs, answers, site, axes, metric, "resample", batch.read, generator=g).values
+            for _ in range(n_trials("resample"))
+        ]
+        return torch.cat(drawn, -1)
 
     return _components(model, sweep)
 
 
 def attributed_components(known: KnownModel, model: Any, steps: int) -> Names:
-    pairs = _shuffled_pairs(known)
+    pairs = _shuffled_pairs(known, PAIRINGS)
 
     def sweep(site: str, axes: str) -> Tensor:
         result = attribute(model, pairs, site, axes, direction="noise", steps=steps)
@@ -504,11 +505,12 @@ def lens_answers(known: KnownModel, model: Any, tuned: bool) -> Names:
 
 KINDS = {"previous token": "previous", "induction": "induction"}  # nodes of the truth -> kinds of attention.head_scores
 DETECTED = {"previous token": "previous_token_head", "induction": "induction_head"}
+SAME = {"tokens 1 before": "previous token"}  # what compiled programs call it
 
 
 def head_kinds(known: KnownModel) -> Names:
-    nodes = _truth(known).nodes.items()
-    return frozenset(f"{node}: {what}" for node, what in nodes if what in KINDS and node.startswith("a"))
+    nodes = {node: SAME.get(what, what) for node, what in _truth(known).nodes.items()}
+    return frozenset(f"{node}: {what}" for node, what in nodes.items() if what in KINDS and node.startswith("a"))
 
 
 def _heads(scores: Tensor, cut: float, what: str) -> Names:
@@ -559,16 +561,18 @@ def composing_heads(known: KnownModel, model: Any) -> Names:
 
 @dataclass(frozen=True, eq=False)
 class Labelled:
-    """A variable of the truth with labels from its latent: y [row], 0 or 1 for numbers (above their mean)."""
+    """A variable of the truth with its latent: value [row] as it is, y [row] classes (above the mean, for a number)."""
 
     variable: Variable
+    value: Tensor
     y: Tensor
     rows: Tensor  # [batch, pos], where it is defined
 
 
 def _world(known: KnownModel) -> Tensor:
     """Inputs to fit on: the table of a finite world (repeated if it has but a few rows), or a fixed draw."""
-    inputs = known.task.split(0).all.inputs[:FIT_ROWS]
+    inputs = known.task.split(0).all.inputs
+    inputs = inputs[: FIT_POSITIONS // inputs.shape[1]]
     return inputs.repeat(-(-128 // len(inputs)), 1)
 
 
@@ -577,21 +581,21 @@ def labelled(known: KnownModel, inputs: Tensor) -> dict[str, Labelled]:
     latents, found = known.task.latents(inputs), {}
     for name, v in _truth(known).variables.items():
         if v.latent in latents:
-            rows, y = _labels(v, latents[v.latent])
+            rows, value, y = _labels(v, latents[v.latent])
             if len(y) and (y != y[0]).any():
-                found[name] = Labelled(v, y, rows)
+                found[name] = Labelled(v, value, y, rows)
     return found
 
 
-def _labels(v: Variable, latent: Latent) -> tuple[Tensor, Tensor]:
+def _labels(v: Variable, latent: Latent) -> tuple[Tensor, Tensor, Tensor]:
     values = latent.values
     rows = values >= 0 if latent.classes else torch.isfinite(values)
     if v.positions is not None:
         rows = rows & torch.zeros_like(rows).index_fill(1, torch.tensor(v.positions) % rows.shape[1], True)
-    y = values[rows]
+    value = values[rows]
     if v.numerical or not latent.classes:
-        y = (y > y.double().mean()).long()
-    return rows, y
+        return rows, value, (value > value.double().mean()).long()
+    return rows, value, value
 
 
 def variables(known: KnownModel) -> Names:
@@ -633,7 +637,7 @@ def linear(kind: str, x: Tensor, y: Tensor) -> probes.Probe:
 
 
 def small_mlp(x: Tensor, y: Tensor) -> probes.MLPProbe:
-    return probes.fit_mlp(x.float(), y, 8, 60, generator(0, "fit"), lr=0.05, batch_size=256)
+    return probes.fit_mlp(x, y, 8, 30, generator(0, "fit"), lr=0.1, batch_size=256)
 
 
 def _by_mlp(known: KnownModel) -> dict[str, tuple[int, Labelled]]:
@@ -655,10 +659,10 @@ def neuron_concepts(known: KnownModel, model: Any) -> Names:
     """Layers with a neuron that is the variable (|correlation| at least .99) beyond its permutation null."""
     inputs, found = _world(known), set()
     for name, (_, x) in _by_mlp(known).items():
-        concept = concepts_of({name: Latent(x.y[:, None, None][:, 0], ("no", "yes"))})
+        concept = concepts_of({name: Latent(x.y[:, None], ("no", "yes"))})
         for layer in range(model.n_layers):
             post = _site(model, inputs, f"blocks.{layer}.mlp.hook_post")[x.rows]
-            scores = score_concepts(post, concept, generator(0, "exam"), n_permutations=100)
+            scores = score_concepts(post, concept, generator(0, "exam"), n_permutations=99)
             strong = scores.found & (scores.correlation.abs() > 0.99)
             found |= {f"m{layer}: {name}"} if strong.any() else set()
     return frozenset(found)
@@ -682,18 +686,19 @@ def erased(known: KnownModel, model: Any) -> Names:
     inputs, found = _world(known), set()
     for name, x in labelled(known, inputs).items():
         at = _site(model, inputs, x.variable.site)[x.rows]
-        leace = erasure.fit(at, x.y)
+        leace = erasure.fit(at, x.value)
         random = erasure.random_eraser(leace.mean, leace.rank, generator(0, "random"))
         for label, eraser in ((name, leace), (f"random subspace, {name}", random)):
             after = eraser(at)
             scores = linear("ridge", after, x.y).scores(after)
-            found |= {label} if (scores - scores.mean(0)).abs().max() < 1e-3 else set()
+            found |= {label} if (scores - scores.mean(0)).nan_to_num().abs().max() < 1e-3 else set()
     return frozenset(found)
 
 
 def amnesic(known: KnownModel, model: Any) -> Names:
     """Variables whose erasure costs accuracy, more than erasing as many random directions."""
-    batch, found = known.task.split(0).all[:FIT_ROWS], set()
+    batch, found = known.task.split(0).all, set()
+    batch = batch[: FIT_POSITIONS // batch.inputs.shape[1]]
     weight = torch.ones(batch.targets.shape) if batch.weight is None else batch.weight.float()
 
     def accuracy(outputs: Tensor) -> Tensor:
@@ -702,7 +707,7 @@ def amnesic(known: KnownModel, model: Any) -> Names:
 
     for name, x in labelled(known, batch.inputs).items():
         v = x.variable
-        eraser = erasure.fit(_site(model, batch.inputs, v.site)[x.rows], x.y)
+        eraser = erasure.fit(_site(model, batch.inputs, v.site)[x.rows], x.value)
         test = erasure.amnesic_test(
             model, batch.inputs, v.site, eraser, accuracy, generator(0, "exam"), n_random=8, positions=v.positions
         )
@@ -713,7 +718,7 @@ def amnesic(known: KnownModel, model: Any) -> Names:
 def projected(known: KnownModel, model: Any) -> Names:
     """Variables along whose planted directions projecting the stream out changes a logit."""
     batch, found = _truth(known).batch, set()
-    metric = _change_from(model, batch)
+    metric = _change_from(model, batch.inputs, batch.read)
     answers = Answers(batch.targets, None, batch.weight)
     for name in variables_read(known) | variables(known):
         v = _truth(known).variables[name]
@@ -726,28 +731,50 @@ def projected(known: KnownModel, model: Any) -> Names:
 
 
 def fetching_heads(known: KnownModel) -> Names:
-    """Heads that the truth says carry exactly one variable that can be changed by itself."""
+    """Heads that the truth says carry one variable, if some pair of inputs tells it apart from the others carried."""
+    return frozenset(f"{node}: {what}" for node, what in _carried(known).items() if _twins(known, what) is not None)
+
+
+def _carried(known: KnownModel) -> dict[str, str]:
+    """Head -> the read variable, with a latent, that it alone computes."""
     truth = _truth(known)
-    carried = {node: what for node, what in truth.nodes.items() if node.startswith("a")}
-    names = [(node, what) for node, what in carried.items() if what in truth.variables and _latent(known, what)]
-    return frozenset(f"{node}: {what}" for node, what in names if truth.variables[what].read)
+    latents = known.task.latents(truth.batch.inputs)
+    heads = {node: truth.variables.get(what) for node, what in truth.nodes.items() if node.startswith("a")}
+    return {node: truth.nodes[node] for node, v in heads.items() if v is not None and v.read and v.latent in latents}
 
 
-def _latent(known: KnownModel, name: str) -> str:
-    v = _truth(known).variables[name]
-    return v.latent if v.latent in known.task.latents(_truth(known).batch.inputs) else ""
+def _twins(known: KnownModel, what: str) -> Pairs | None:
+    """Rows with others that differ in this variable and in the answer, and in no other variable that a head carries.
+
+    `Task.counterfactual` holds the answer where it can, and then no patch changes anything.
+    """
+    truth, carried = _truth(known), set(_carried(known).values())
+    latents = known.task.latents(truth.batch.inputs)
+    wanted = torch.ones(len(truth.batch), len(truth.batch), dtype=torch.bool)
+    for name in carried:
+        v = truth.variables[name]
+        values = latents[v.latent].values
+        values = values if v.positions is None else values[:, list(v.positions)]
+        differs = (values[:, None] != values[None]).flatten(2).any(-1)
+        wanted &= differs if name == what else ~differs
+    targets, weight = truth.batch.targets, truth.batch.weight
+    both = torch.ones(()) if weight is None else weight[:, None] * weight[None]
+    wanted &= ((targets[:, None] != targets[None]) & (both > 0)).any(-1)
+    rows = wanted.any(1).nonzero().flatten()
+    if not len(rows):
+        return None
+    return Pairs.of(truth.batch[rows], truth.batch[wanted[rows].int().argmax(1)])
 
 
 def patched_heads(known: KnownModel, model: Any, direction: str) -> Names:
-    """Heads through which a changed variable changes a logit, for every variable that a head carries."""
-    batch, found = _truth(known).batch, set()
-    for what in sorted({name.split(": ")[1] for name in fetching_heads(known)}):
-        other = known.task.counterfactual(batch, _latent(known, what), generator(0, "exam"))
-        pairs = Pairs.of(batch, other)
-        target = batch if direction == "noise" else other
-        sweep = patch(model, pairs, "z", "layer head", _change_from(model, target), direction)
-        effect = (sweep.values - sweep.base).abs().amax(-1)
-        found |= _heads(effect, EFFECT, what)
+    """Heads of the layer that carries a variable through which changing it moves the right logit."""
+    found: set[str] = set()
+    for node, what in _carried(known).items():
+        pairs, layer = _twins(known, what), int(node[1:].split(".")[0])
+        if pairs is not None:
+            sweep = patch(model, pairs, "z", "layer head", logit_diff, direction, layers=[layer])
+            effect = (sweep.values - sweep.base).abs().amax(-1)[0]
+            found |= {f"a{layer}.{head}: {what}" for head in (effect > EFFECT).nonzero().flatten().tolist()}
     return frozenset(found)
 
 

@@ -10,6 +10,7 @@ Came from: train.py, which writes the directory. rundir.py knows its files.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import dis
 import functools
@@ -19,7 +20,9 @@ import sys
 import sysconfig
 import time
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -41,7 +44,8 @@ if TYPE_CHECKING:
     import xarray as xr
 
 Steps = None | str | int | np.integer | slice | Sequence[int] | np.ndarray
-STACK_BYTES = 256e6
+STACK_BYTES = 16e6  # more at once only overflows the caches
+READ_AHEAD = 4  # chunks
 FLUSH_SECONDS = 5.0
 GENERATED = ("__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__replace__")  # by dataclass
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
@@ -113,15 +117,19 @@ class Run:
                 raise UserError(f"{self.path} has no checkpoint at step {step}; nearest are {near}")
         return wanted_list
 
+    @cached_property
     def _empty_model(self) -> Any:
         return self.experiment.model.build(self.task, generator(0, "init"))
 
     def snapshot(self, step: int | np.integer, reference: Snapshot | None = None) -> Snapshot:
         """The model at one saved step, after checking the checkpoint's hash."""
         (step,) = self.pick(step)
-        model = self._empty_model()
+        return self._snapshot(step, self.dir.read_checkpoint(step, self.manifest), reference)
+
+    def _snapshot(self, step: int, weights: dict[str, Tensor], reference: Snapshot | None) -> Snapshot:
+        model = copy.deepcopy(self._empty_model)
         try:
-            model.load_state_dict(self.dir.read_checkpoint(step, self.manifest))
+            model.load_state_dict(weights)
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:200]
             raise UserError(
@@ -157,10 +165,12 @@ class Run:
     def stack(self, steps: Steps = None) -> Stack:
         """The weights of several checkpoints with a leading step axis, for torch.func.vmap and batched algebra."""
         chosen = self.pick(steps)
-        read = [self.dir.read_checkpoint(step, self.manifest) for step in chosen]
-        model = self._empty_model()
-        params = {name: torch.stack([r[name] for r in read]) for name in model.state_dict()}
-        return Stack(tuple(chosen), params, model, self.task, self.split)
+        return self._stacked(chosen, [self.dir.read_checkpoint(step, self.manifest) for step in chosen])
+
+    def _stacked(self, steps: list[int], weights: list[dict[str, Tensor]]) -> Stack:
+        model = self._empty_model
+        params = {name: torch.stack([w[name] for w in weights]) for name in model.state_dict()}
+        return Stack(tuple(steps), params, model, self.task, self.split)
 
     # --- results ----------------------------------------------------------------------------------------------------
 
@@ -189,11 +199,11 @@ class Run:
         last_flush = time.monotonic()
         bar = tqdm(total=len(todo), desc=store.name, unit="ckpt", disable=None if progress else True, leave=False)
         try:
-            for chunk in self._chunks(todo, tool):
+            for chunk, weights in self._read_ahead(self._chunks(todo, tool)):
                 if hasattr(tool, "stack"):
-                    results = _unstack(tool.stack(self.stack(chunk)), len(chunk))
+                    results = _unstack(tool.stack(self._stacked(chunk, weights)), len(chunk))
                 else:
-                    results = [tool(self.snapshot(chunk[0], reference))]
+                    results = [tool(self._snapshot(chunk[0], weights[0], reference))]
                 for step, result in zip(chunk, results, strict=True):
                     store.add(step, result)
                 bar.update(len(chunk))
@@ -204,6 +214,19 @@ class Run:
             bar.close()
             store.save()
         return store.table(chosen)
+
+    def _read_ahead(self, chunks: list[list[int]]) -> Iterator[tuple[list[int], list[dict[str, Tensor]]]]:
+        """Each chunk with its weights. Files are read and hashed in a thread while the tool works on earlier ones."""
+
+        def read(chunk: list[int]) -> list[dict[str, Tensor]]:
+            return [self.dir.read_checkpoint(step, self.manifest) for step in chunk]
+
+        with ThreadPoolExecutor(1) as pool:
+            waiting: deque[Future[list[dict[str, Tensor]]]] = deque()
+            for i, chunk in enumerate(chunks):
+                while len(waiting) < READ_AHEAD and i + len(waiting) < len(chunks):
+                    waiting.append(pool.submit(read, chunks[i + len(waiting)]))
+                yield chunk, waiting.popleft().result()
 
     def _chunks(self, steps: list[int], tool: Any) -> list[list[int]]:
         size = 1
@@ -216,7 +239,7 @@ class Run:
         saved = f"{len(steps)} checkpoints, steps {steps[0]:,}..{steps[-1]:,}" if steps else "no checkpoint yet"
         return (
             f"Run({self.path}, {self.info['status']}: {saved})\n"
-            f"  task   {e.task!r}\n         {self.split.all.example}\n  model  {self._empty_model()!r}\n"
+            f"  task   {e.task!r}\n         {self.split.all.example}\n  model  {self._empty_model!r}\n"
             f"  optim  {e.optim.kind}, lr {e.optim.lr:g}, weight decay {e.optim.weight_decay:g}; loss {e.loss}"
         )
 

@@ -63,6 +63,17 @@ The claims table, results.json and the figures go to paper_repro/<paper>/. A cla
 
 Ctrl-C saves; the same command goes on. `toylab list papers` shows what there is.""",
     ),
+    "exam": (
+        "grade every tool on models whose answer is known",
+        """Asks every tool about every known model it applies to (hand-built circuits, compiled programs, planted
+adders) and compares what it finds with what was planted: found, missed, falsely found, the score, the score of the same
+tool on untrained weights, seconds. About a minute. Writes exam.json, exam.csv and exam.png.
+
+  toylab exam                                   everything
+  toylab exam --tools probe "logit lens"        tools whose names start so
+  toylab exam --models "or gate" "and gate"     these models only
+  toylab exam --out DIR                         where to write (default: exam)""",
+    ),
     "verify": (
         "prove a run directory: hashes, gaps, duplicates, replay",
         """Checks every checkpoint against the manifest, looks for gaps and duplicates, and trains again from randomly
@@ -126,6 +137,10 @@ def _arguments(name: str, sub: argparse.ArgumentParser) -> None:
         sub.add_argument("--no-train", action="store_true", help="judge what is there")
         sub.add_argument("--runs", default="runs", help="where run directories live (default: runs)")
         sub.add_argument("--out", help="where to write (default: paper_repro/<paper>)")
+    elif name == "exam":
+        sub.add_argument("--out", default="exam", help="where to write (default: exam)")
+        sub.add_argument("--tools", nargs="*", default=[], metavar="TOOL", help="only tools whose names start so")
+        sub.add_argument("--models", nargs="*", default=[], metavar="MODEL", help="only these known models")
     elif name == "verify":
         sub.add_argument("path", metavar="RUN")
         sub.add_argument("--replays", type=int, default=2, help="how many stretches to train again (default: 2)")

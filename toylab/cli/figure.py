@@ -9,7 +9,7 @@ from pathlib import Path
 from types import ModuleType
 
 from toylab.cli.compose import shipped
-from toylab.errors import UserError, one_of
+from toylab.errors import UserError, one_of, require
 
 
 def figure_module(name: str) -> ModuleType:
@@ -41,6 +41,7 @@ def draw_figure(name: str, paths: Sequence[str | Path], out: Path) -> Path:
 
 def run(args: Namespace) -> int:
     module = figure_module(args.name)
+    require(bool(module.NEEDS), f"figure {args.name} is not drawn from runs; `toylab {args.name}` makes and draws it")
     paths = args.paths or [Path(args.runs) / name for name in module.NEEDS]
     for path in paths:
         if not Path(path).is_dir():

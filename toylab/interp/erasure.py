@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import inf
 
 import torch
 from jaxtyping import Float
@@ -118,7 +119,8 @@ class Amnesia:
 
     @property
     def z(self) -> float:
-        return self.effect / float(self.random.std())
+        spread = float(self.random.std())
+        return self.effect / spread if spread else inf * self.effect
 
 
 def amnesic_test(

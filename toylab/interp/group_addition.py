@@ -409,6 +409,8 @@ def direction_fve(
     """
     freqs = [*freqs]
     rows = freq_mask(freqs, group)[fourier_basis(group).freq_index].nonzero().squeeze(1)
+    if not len(rows):
+        return post.new_zeros(*post.shape[:-2], 0)
     directions = neuron_logit_map(W_L, freqs, group).directions
     read = torch.einsum("...xm,...km->...xk", post, directions)
     on_wave = sum_components(read, group)[..., rows, :].diagonal(dim1=-2, dim2=-1)

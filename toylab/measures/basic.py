@@ -43,10 +43,11 @@ class WeightNorms:
         return self._norms(stack.params)
 
     def _norms(self, params: dict[str, Tensor]) -> dict[str, Labelled]:
-        squares = torch.stack([p.double().flatten(1).square().sum(1) for p in params.values()], 1)
+        norms = [torch.linalg.vector_norm(p.flatten(1), dim=1, dtype=torch.float64) for p in params.values()]
+        weight_norm = torch.stack(norms, 1)
         return {
-            "weight_norm": Labelled(squares.sqrt(), ("step", "param"), {"param": list(params)}),
-            "sum_sq_weights": Labelled(squares.sum(1), ("step",)),
+            "weight_norm": Labelled(weight_norm, ("step", "param"), {"param": list(params)}),
+            "sum_sq_weights": Labelled(weight_norm.square().sum(1), ("step",)),
         }
 
 
