@@ -257,11 +257,12 @@ class Transformer(Tapped):
         if tap.wants("mlp_in", layer):
             resid = tap("mlp_in", layer, resid)
         x = self.norm("ln2", layer, resid, tap)
-        pre = tap("pre", layer, affine(x, self.W_in[layer], self._bias("in", layer)))
+        W, b = self.W_in[layer], self._bias("in", layer)
         if tap is no_tap and self.spec.act == "relu":
-            post = pre.relu_()  # nobody holds `pre`: in place saves a pass over the widest tensor
+            # Nobody holds `pre`: in place saves a pass over the widest tensor.
+            post = affine(x, W, b, torch.relu_)
         else:
-            post = tap("post", layer, ACTIVATIONS[self.spec.act](pre))
+            post = tap("post", layer, ACTIVATIONS[self.spec.act](tap("pre", layer, affine(x, W, b))))
         return affine(post, self.W_out[layer], self._bias("out", layer))
 
     def unembed(self, resid: Tensor, tap: Tap = no_tap) -> Tensor:
@@ -418,11 +419,14 @@ class Transformer(Tapped):
         )
 
 
-def affine(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
-    """x @ W + b for x [..., in]. Flattened to one matrix product: torch batches it over leading axes otherwise."""
+def affine(x: Tensor, W: Tensor, b: Tensor | None, then: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """then(x @ W + b) for x [..., in]. Flattened to one matrix product: torch batches it over leading axes otherwise.
+
+    `then` may work in place: it gets the product itself. In place on a view, autograd would copy the base twice.
+    """
     flat = x.flatten(0, -2)
     out = flat @ W if b is None else torch.addmm(b, flat, W)
-    return out.unflatten(0, x.shape[:-1])
+    return (out if then is None else then(out)).unflatten(0, x.shape[:-1])
 
 
 def per_head(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
