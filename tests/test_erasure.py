@@ -8,7 +8,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 
 from toylab.errors import UserError
-from toylab.interp.erasure import amnesic_test, fit, fit_moments, label_moments, random_eraser
+from toylab.interp.erasure import Amnesia, amnesic_test, fit, fit_moments, label_moments, random_eraser
 from toylab.interp.probes import evaluate, fit_mlp
 from toylab.interp.probes import fit as fit_probe
 
@@ -163,3 +163,9 @@ def test_mistakes_say_what_to_do():
     both = fit(torch.stack([x, x]), y)
     with pytest.raises(UserError, match="index one first"):
         amnesic_test(model, REPEATED.sample(2, rng()).inputs, "resid_post0", both, lambda out: out.mean(), rng())
+
+
+def test_z_when_the_random_erasers_do_not_vary():
+    still = torch.full((5,), 0.5)
+    assert Amnesia(clean=1.0, erased=0.2, random=still).z == float("inf")
+    assert Amnesia(clean=1.0, erased=0.5, random=still).z == 0

@@ -503,6 +503,7 @@ def test_the_neuron_logit_map_of_a_planted_low_rank_map():
     other = (sums * 2).cos()
     post = torch.outer(sums.cos(), dual[0]) + torch.outer((sums.sin() + other), dual[1])
     torch.testing.assert_close(direction_fve(post, W_L, [k], (p,)), torch.tensor([1.0, 0.5]).double())
+    assert direction_fve(post, W_L, [], (p,)).shape == (0,)
     inside, outside = split_by_directions(post, found.directions)
     torch.testing.assert_close(inside + outside, post)
     assert (outside @ found.directions.T).abs().max() < 1e-10

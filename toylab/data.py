@@ -176,9 +176,3 @@ def axes(x: Tensor, names: str, **sizes: int) -> dict[str, int]:
         expected = " ".join(f"{name}={sizes[name]}" if name in sizes else name for name in wanted)
         raise UserError(f"a tensor of shape {tuple(x.shape)} arrived; expected [{expected}]")
     return found
-
-
-def sizes_of(task: object) -> str:
-    """'d_vocab=114, n_ctx=3, d_out=113' or 'n_features=5': the sizes a model takes from its task, for printing."""
-    names = ("d_vocab", "n_ctx", "d_out", "n_features")
-    return ", ".join(f"{name}={getattr(task, name)}" for name in names if hasattr(task, name))

@@ -12,7 +12,7 @@ COMMANDS = {
     "demo": (
         "train modular addition until it groks, measure it, draw it",
         """Trains a one-layer transformer on a + b mod 113 (30 % of all pairs) until it answers the other 70 % too,
-keeps some two hundred checkpoints, measures each of them and draws the picture. About a minute on 2 cores. Called
+keeps 150 or more checkpoints, measures each of them and draws the picture. About 90 s on 2 cores. Called
 again, it finds the finished run and redraws at once.
 
   toylab demo                 the run with seed 0
@@ -67,7 +67,7 @@ Ctrl-C saves; the same command goes on. `toylab list papers` shows what there is
         "grade every tool on models whose answer is known",
         """Asks every tool about every known model it applies to (hand-built circuits, compiled programs, planted
 adders) and compares what it finds with what was planted: found, missed, falsely found, the score, the score of the same
-tool on untrained weights, seconds. About a minute. Writes exam.json, exam.csv and exam.png.
+tool on untrained weights, seconds. About 90 s. Writes exam.json, exam.csv and exam.png.
 
   toylab exam                                   everything
   toylab exam --tools probe "logit lens"        tools whose names start so

@@ -89,7 +89,6 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
     import os
 
     import hydra
-    from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig, OmegaConf
 
     from toylab.rundir import RunDir
@@ -112,7 +111,6 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
             raise SystemExit(status)
         return str(path)
 
-    assert HydraConfig is not None
     arguments = [*overrides, "--multirun", *(["--config-dir", config_dir] if config_dir else [])]
     sys.argv = ["toylab train", *arguments]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come back here, instead of being printed as a traceback

@@ -106,7 +106,7 @@ class Amnesia:
     """A metric of the model: untouched, with the variable erased, and with random subspaces of the same rank erased.
 
     effect: how much lower the metric is with the variable erased than with random subspaces. z: that in standard
-    deviations of the random ones (infinite when they do not vary).
+    deviations of the random ones; infinite when they do not vary, and 0 when there is no effect either.
     """
 
     clean: float
@@ -120,7 +120,9 @@ class Amnesia:
     @property
     def z(self) -> float:
         spread = float(self.random.std())
-        return self.effect / spread if spread else inf * self.effect
+        if spread:
+            return self.effect / spread
+        return inf * self.effect if self.effect else 0.0
 
 
 def amnesic_test(
