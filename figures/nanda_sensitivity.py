@@ -13,7 +13,7 @@ from toylab.plotting import BLUE, GREY, ORANGE, subplots
 
 NEEDS = [
     "nanda2023",
-    *(f"nanda2023_decay={d}" for d in (0.3, 0.5, 2.0)),
+    *(f"nanda2023_decay={d}" for d in (0.5, 2.0)),
     *(f"nanda2023_frac={f}" for f in (0.2, 0.4, 0.5, 0.7)),
 ]
 

@@ -27,7 +27,8 @@ TINY = {tiny}
 RUNS = (
     RunSet("main", (("name=fake", *TINY),), 2, "the thing itself"),
     RunSet("no learning", (("name=fake_placebo", "optim.lr=0", *TINY),), about="placebo"),
-    RunSet("sweep", tuple(("name='fake_wd=" + w + "'", "optim.weight_decay=" + w, *TINY) for w in ("1", "2"))),
+    RunSet("sweep", tuple(("name='fake_wd=" + w + "'", "optim.weight_decay=" + w, *TINY) for w in ("1", "2")),
+           stacked=True),
 )
 QUICK = RUNS[:1]
 FIGURES = {{"nanda_losses": ("main",), "nanda_sensitivity": ("main", "sweep")}}
@@ -82,7 +83,8 @@ def test_a_paper_from_nothing_to_its_table(fake, tmp_path, capsys):
     said = capsys.readouterr().out
     assert verdicts(out) == {"learns": "pass", "learns all": "fail", "swept": "pass"}
     assert "🔴 fail: holds on 0 of 2" in said
-    assert "[5/5]" in said
+    assert "[4/4]" in said
+    assert "and 1 more" in said
     record = json.loads((out / "results.json").read_text())
     assert (record["title"], record["command"]) == ('Fake 2026, "A tiny prime"', "`toylab paper fake`")
     assert [r["run"] for r in record["runs"]][:2] == ["fake/seed=0", "fake/seed=1"]

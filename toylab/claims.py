@@ -34,12 +34,14 @@ class RunSet:
              (or that of its experiment).
     seeds:   every cell is trained with seeds 0 .. seeds-1. `--seeds N` replaces it where it is more than 1.
     about:   one line for the list that is printed before training.
+    stacked: train all cells and seeds as one program (ensemble.py), which pays for small models.
     """
 
     key: str
     cells: tuple[tuple[str, ...], ...]
     seeds: int = 1
     about: str = ""
+    stacked: bool = False
 
     def __post_init__(self):
         require(self.seeds >= 1, f"seeds={self.seeds}: at least 1")

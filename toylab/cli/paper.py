@@ -52,7 +52,7 @@ def run(args: Namespace) -> int:
     if args.plan:
         return 0
     if not args.no_train:
-        status = train_missing(planned, command)
+        status = train_missing(sets, planned, command)
         if status:
             return status
         planned = [seen(p) for p in planned]
@@ -130,7 +130,7 @@ def announce(command: str, sets: list[RunSet], planned: list[Planned]) -> None:
     width = max(len(s.key) for s in sets)
     for s in sets:
         mine = [p for p in planned if p.key == s.key]
-        left, stop = time_left(mine)
+        left, stop = time_left(mine, s.stacked)
         total, stops = total + left, stops or stop
         done = sum(p.status == "finished" for p in mine)
         diverged = sum(p.status == "diverged" for p in mine)
@@ -141,34 +141,44 @@ def announce(command: str, sets: list[RunSet], planned: list[Planned]) -> None:
         print(f"  in all {'at most ' if stops else ''}about {duration(total)} to train, then the measures", flush=True)
 
 
-def time_left(planned: list[Planned]) -> tuple[float, bool]:
-    """(seconds of training left, whether some of it may stop early); a step is timed once per cell."""
+def time_left(planned: list[Planned], stacked: bool) -> tuple[float, bool]:
+    """(seconds of training left, whether some of it may stop early); a step is timed once per cell, or per stack."""
+    from toylab import ensemble
     from toylab.train import seconds_per_step
 
-    seconds, stops, each = 0.0, False, {}
-    for p in planned:
-        if p.left:
-            if p.cell not in each:
-                each[p.cell] = min(seconds_per_step(p.experiment) for _ in range(2))  # the less disturbed of two
-            seconds += each[p.cell] * p.left
-            stops = stops or p.experiment.train.stop is not None
-    return seconds, stops
+    todo = [p for p in planned if p.left]
+    stops = any(p.experiment.train.stop is not None for p in todo)
+    if stacked and todo:
+        return ensemble.seconds_per_step([p.experiment for p in todo]) * max(p.left for p in todo), stops
+    # The less disturbed of two timings.
+    each = {p.cell: min(seconds_per_step(p.experiment) for _ in range(2)) for p in {p.cell: p for p in todo}.values()}
+    return sum((each[p.cell] * p.left for p in todo), 0.0), stops
 
 
-def train_missing(planned: list[Planned], command: str) -> int:
-    """Train what is missing, one run after another. Exit status of a stopped one; a diverged one is passed over."""
+def train_missing(sets: list[RunSet], planned: list[Planned], command: str) -> int:
+    """Train what is missing, one run or stack after another. Exit status of a stopped one; diverged ones are passed
+    over."""
+    from toylab.ensemble import train_ensemble
     from toylab.train import Diverged, Interrupted, train
 
-    todo = [p for p in planned if p.left]
-    for i, p in enumerate(todo, 1):
-        print(f"[{i}/{len(todo)}] {p.key}: {p.path}", flush=True)
+    stacked = {s.key: s.stacked for s in sets}
+    jobs: dict[Any, list[Planned]] = {}
+    for p in planned:
+        if p.left:
+            jobs.setdefault(p.key if stacked[p.key] else p.path, []).append(p)
+    for i, job in enumerate(jobs.values(), 1):
+        members = f" and {len(job) - 1} more" if len(job) > 1 else ""
+        print(f"[{i}/{len(jobs)}] {job[0].key}: {job[0].path}{members}", flush=True)
         try:
-            train(p.experiment, p.path)
+            if stacked[job[0].key]:
+                train_ensemble([p.experiment for p in job], [p.path for p in job])
+            else:
+                train(job[0].experiment, job[0].path)
         except Interrupted as stopped:
             print(f"toylab: {stopped}\n  {command}", file=sys.stderr)
             return 128 + stopped.signal
         except Diverged as error:
-            print(f"toylab: {p.path}: {error}", file=sys.stderr)
+            print(f"toylab: {job[0].path}: {error}", file=sys.stderr)
     return 0
 
 
