@@ -21,7 +21,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from toylab.errors import require
-from toylab.interp import probes
+from toylab.interp import probe_scores, probes, sparse_probes
 from toylab.interp.sae.recovery import best_latent
 
 # --- Counts -----------------------------------------------------------------------------------------------------------
@@ -220,7 +220,7 @@ def best_latent_auroc(
     """Choose each feature's latent by AUROC on one random half of the rows, score it on the other.
 
     Chance: exactly 1/2 in expectation on the second half, while the maximum over latents on one set is above it: with
-    1,000 latents and 10 rows per feature by 0.4. Standard errors as in probes.auroc (DeLong).
+    1,000 latents and 10 rows per feature by 0.4. Standard errors as in probe_scores.auroc (DeLong).
     """
     n, n_features = coefficients.shape
     require(n >= 4, f"{n} rows arrived; at least 4, two per half")
@@ -234,7 +234,7 @@ def best_latent_auroc(
         best = latent_auroc(acts[first], on[first][:, usable]).max(0)
         latent[usable], chosen_on[usable] = best.indices, best.values
         score = acts[second][:, best.indices]
-        scored = probes.auroc(torch.stack([-score, score], -1), on[second][:, usable].long())
+        scored = probe_scores.auroc(torch.stack([-score, score], -1), on[second][:, usable].long())
         auroc[usable], stderr[usable] = scored.value, scored.stderr
     return BestLatent(latent, auroc, stderr, chosen_on, on[second].sum(0))
 
@@ -278,7 +278,7 @@ def sparse_probing(
     penalty: float = 1e-3,
     frac_train: float = 0.8,
 ) -> SparseProbing:
-    """How well k latents tell each label: LDA probes on columns chosen on the training rows (probes.fit_sparse).
+    """How well k latents tell each label: LDA probes on columns chosen on the training rows (sparse_probes.fit_sparse).
 
     The baselines that matter most are calls of the same function on other activations: the raw ones (neurons, whose k
     best are often as good) and those of a random dictionary. group: rows that must stay on one side (sequences).
@@ -286,12 +286,12 @@ def sparse_probing(
     """
     require(len(labels) == len(acts), f"{len(labels)} rows of labels arrived with {len(acts)} rows of activations")
     group = torch.arange(len(acts)) if group is None else group
-    train, test = probes.split_by_group(group, frac_train, generator)
+    train, test = probe_scores.split_by_group(group, frac_train, generator)
     y = labels.long()
     mixed = y[torch.randperm(len(y), generator=generator)]
 
     def sparse(target: Tensor, how: str) -> tuple[Tensor, probes.Probe]:
-        fits = [probes.fit_sparse(acts[train], target[train], k, how, penalty, generator) for k in ks]
+        fits = [sparse_probes.fit_sparse(acts[train], target[train], k, how, penalty, generator) for k in ks]
         return torch.stack([_f1(fit.predict(acts[test]), target[test]) for fit in fits]), fits[-1]
 
     f1, widest = sparse(y, select)

@@ -1,0 +1,129 @@
+"""Training dictionaries, beside the same thing as a plain PyTorch module with autograd, topk and torch.optim.Adam.
+
+    python tests/bench/bench_sae.py [--threads 2] [--cpu] [--steps 6] [--only standard topk]
+
+d = 128, 1,024 latents, batch 4,096, float32, k = 32; eight dictionaries (l1 or k and seed differ) as one stack; and the
+toy size d = 64, 128 latents, batch 512. Tokens per second count every dictionary's tokens. "matmul limit" is the five
+matrix products of a dense dictionary, alone, in the same run. Rounds alternate between the rivals, and the best round
+of each counts. --cpu counts processor seconds: with --threads 1 a busy machine gives about the same answer.
+
+bfloat16: `peer bf16` is the module under autocast, which uses AMX where lscpu lists amx_bf16; without it, it is slower.
+The peer steps as SAELens does (forward, backward, parallel gradient removed, Adam, rows renormalised).
+"""
+
+import argparse
+import time
+
+import torch
+from torch import nn
+
+from toylab.interp.sae.batch_topk import BatchTopK
+from toylab.interp.sae.gated import Gated
+from toylab.interp.sae.jumprelu import JumpReLU
+from toylab.interp.sae.matryoshka import Matryoshka
+from toylab.interp.sae.standard import Standard
+from toylab.interp.sae.stream import Stream
+from toylab.interp.sae.topk import TopK
+from toylab.interp.sae.training import SAETrainer, SAETraining
+
+
+class Peer(nn.Module):
+    """A standard (k = None) or TopK autoencoder as one would write it."""
+
+    def __init__(self, d, M, k=None, bf16=False):
+        super().__init__()
+        W = torch.randn(M, d, generator=torch.Generator().manual_seed(0))
+        W /= W.norm(dim=1, keepdim=True)
+        self.W_enc, self.W_dec = nn.Parameter(W.T.clone()), nn.Parameter(W)
+        self.b_enc, self.b_dec = nn.Parameter(torch.zeros(M)), nn.Parameter(torch.zeros(d))
+        self.k, self.bf16, self.optimiser = k, bf16, torch.optim.Adam(self.parameters(), lr=3e-4, fused=True)
+
+    def step(self, x):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self.bf16):
+            z = (x - self.b_dec) @ self.W_enc + self.b_enc
+            if self.k is None:
+                f = z.relu()
+            else:
+                top = z.topk(self.k, dim=1)
+                f = torch.zeros_like(z).scatter(1, top.indices, top.values.relu())
+            y = f @ self.W_dec + self.b_dec
+        loss = (x - y).square().sum(1).mean() + (0.1 * f.sum(1).mean() if self.k is None else 0)
+        self.optimiser.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            g, W = self.W_dec.grad, self.W_dec
+            g -= (g * W).sum(1, keepdim=True) * W
+            self.optimiser.step()
+            W /= W.norm(dim=1, keepdim=True)
+
+
+def limit(d, M, B):
+    """Five matrix products of a dense dictionary, in tiles as dense.py has them: no less work is possible."""
+    x, W, D = torch.randn(256, d), torch.randn(d, M), torch.randn(M, d)
+    z, y, gW, gD = torch.empty(256, M), torch.empty(256, d), torch.zeros(d, M), torch.zeros(M, d)
+
+    def run():
+        for _ in range(B // 256):
+            torch.mm(x, W, out=z)
+            torch.mm(z, D, out=y)
+            torch.mm(y, D.T, out=z)
+            gD.addmm_(z.T, y)
+            gW.addmm_(x.T, z)
+
+    return run
+
+
+def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--cpu", action="store_true")
+    parser.add_argument("--steps", type=int, default=6)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="*")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    print("| size | what | tokens/s | of the matmul limit |\n|:--|:--|--:|--:|")
+    for d, M, B, k, steps in ((128, 1024, 4096, 32, options.steps), (64, 128, 512, 8, 20 * options.steps)):
+        compare(d, M, B, k, steps, options)
+
+
+def compare(d, M, B, k, steps, options):
+    clock = time.process_time if options.cpu else time.perf_counter
+    G = torch.randn(2 * M, d)
+    data = (torch.rand(4 * B, 2 * M) * (torch.rand(4 * B, 2 * M) < 8 / M)) @ G
+    stream = Stream.of_tensor(data)
+    c = {"d_sae": M, "lr": 3e-4}
+    ours = {
+        "standard": [Standard(l1=1.0, **c)],
+        "topk": [TopK(k=k, **c)],
+        "batch topk": [BatchTopK(k=k, **c)],
+        "matryoshka": [Matryoshka(k=k, widths=(M // 16, M // 4, M), **c)],
+        "jumprelu": [JumpReLU(l0=0.1, **c)],
+        "gated": [Gated(l1=1.0, **c)],
+        "8 x standard": [Standard(l1=0.5 + i, seed=i, **c) for i in range(8)],
+        "8 x topk": [TopK(k=k - (i % 4), seed=i, **c) for i in range(8)],
+    }
+    # Nothing has fired before the first step of a peer either: no dead latents here.
+    training = SAETraining(steps=10**6, batch_size=B, log_every=100)
+    trainers = {name: SAETrainer(specs, stream, training) for name, specs in ours.items()}
+    runs = {name: (t.advance, len(ours[name])) for name, t in trainers.items()}
+    for name, peer in (("standard", Peer(d, M)), ("topk", Peer(d, M, k)), ("standard bf16", Peer(d, M, bf16=True))):
+        runs[f"peer {name}"] = (lambda peer=peer: peer.step(stream.next(B)[0]), 1)
+    runs["matmul limit"] = (limit(d, M, max(B, 256)), 1)
+    if options.only:
+        runs = {name: run for name, run in runs.items() if name in (*options.only, "matmul limit")}
+    best = dict.fromkeys(runs, float("inf"))
+    for _ in range(options.rounds):
+        for name, (step, members) in runs.items():
+            step()
+            start, n = clock(), max(2, steps // members)
+            for _ in range(n):
+                step()
+            best[name] = min(best[name], (clock() - start) / n / members)
+    for name, seconds in best.items():
+        print(f"| d {d}, {M} latents, batch {B} | {name} | {B / seconds:,.0f} | {best['matmul limit'] / seconds:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
