@@ -65,6 +65,12 @@ class MLPSpec:
             f"{type(task).__name__} has no tokens (no d_vocab): this MLP needs a token task; "
             "vector tasks go with a model made for them",
         )
+        read = task.sample(1, torch.Generator()).read
+        require(
+            read is not None and len(read) == 1,
+            f"{type(task).__name__} asks for answers at {'every position' if read is None else len(read)}"
+            f"{'' if read is None else ' positions'}; this MLP gives one per row: use a transformer",
+        )
         positions = list(getattr(task, "operand_positions", range(task.n_ctx)))
         model = MLP(self, d_vocab=task.d_vocab, n_ctx=task.n_ctx, d_out=task.d_out, positions=positions)
         model.initialise(generator)
