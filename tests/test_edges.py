@@ -19,6 +19,7 @@ from toylab.interp.edges import (
     sender_outputs,
 )
 from toylab.interp.patching import Answers, Pairs, logit_diff
+from toylab.known.circuits import gate
 from toylab.models.transformer import Transformer
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
@@ -215,6 +216,131 @@ def test_integrated_inputs_reach_further_than_the_end_point():
     assert errors[1] < 0.1 * errors[0]
 
 
+# --- gradients along a line ------------------------------------------------------------------------------------------
+
+
+def group_sums(scores):
+    """[group, batch], the sum of the scores of all edges out of the embedding, each attention layer and each MLP."""
+    graph = scores.graph
+    out_of = scores.values.nansum(0)
+    groups = [out_of[: graph.n_before(0)].sum(0)]
+    for layer in range(graph.n_layers):
+        n = graph.n_before(layer)
+        groups.append(out_of[n : n + graph.n_heads].sum(0))
+        groups += out_of[n + graph.n_heads : n + graph.n_heads + graph.mlp]
+    return torch.stack(groups)
+
+
+def group_effects(model, pairs):
+    """The exact effect of patching the embedding, each attn_out and each mlp_out, [group, batch]."""
+    sweeps = [patching.patch(model, pairs, "resid_pre", "layer", direction="noise", layers=[0])]
+    for layer in range(model.n_layers):
+        sites = ["attn_out", "mlp_out"] if model.d_mlp else ["attn_out"]
+        sweeps += [patching.patch(model, pairs, site, "layer", direction="noise", layers=[layer]) for site in sites]
+    return torch.cat([sweep.values - sweep.base for sweep in sweeps])
+
+
+@pytest.mark.parametrize("spec", MODELS)
+def test_p4_scores_integrated_over_activations_add_up_to_the_effect_of_their_senders(spec):
+    """Row P4 for EAP-IG-activations, 1 % at 50 steps, every group apart; plain EAP and EAP-IG-inputs do not."""
+    model, pairs = scrambled(spec, REPEATED), pairs_for(3)
+    exact = group_effects(model, pairs).mean(1)
+    found = {
+        name: group_sums(eap(model, pairs, **options)).mean(1)
+        for name, options in (
+            ("activations", {"steps": 50, "along": "activations"}),
+            ("inputs", {"steps": 50}),
+            ("plain", {}),
+        )
+    }
+    bound = 0.01 * exact.abs().max()
+    assert ((found["activations"] - exact).abs() < bound).all()
+    for other in ("inputs", "plain"):
+        assert ((found[other] - exact).abs() > bound).any(), other
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_one_midpoint_is_exact_where_the_metric_is_quadratic(split):
+    """Section 1.6 (d): constant attention, one layer of squares; and an ablation is a line like any other."""
+    quadratic = spec(n_heads=2, act="quadratic", attention_rate=0.0, biases=ALL_BIASES)
+    model, pairs = scrambled(quadratic, REPEATED), pairs_for()
+    graph = EdgeGraph.of(model, split_embed=split)
+    one = eap(model, pairs, graph=graph, steps=1, along="activations")
+    close(group_sums(one), group_effects(model, pairs))
+    with pytest.raises(AssertionError):
+        close(group_sums(eap(model, pairs, graph=graph)), group_effects(model, pairs))
+    close(
+        eap(model, pairs, graph=graph, replacement=sender_outputs(model, pairs.corrupted, graph)).values,
+        eap(model, pairs, graph=graph).values,
+    )
+
+
+@pytest.mark.parametrize("along", ["inputs", "activations"])
+def test_lines_change_nothing_in_an_affine_model_and_nothing_without_a_change(along):
+    model, pairs = scrambled(LINEAR, REPEATED), pairs_for()
+    close(eap(model, pairs, steps=3, along=along).values, eap(model, pairs).values)
+    own = sender_outputs(model, pairs.clean, EdgeGraph.of(model))
+    assert not eap(model, pairs, replacement=own, steps=3, along=along).flat.any()
+
+
+def test_an_or_gate_is_seen_along_activations():
+    """Table 1.2: the clean point is saturated, so EAP sees no head; along its line each has half the effect."""
+    known = gate("or")
+    zero = torch.zeros(1, 1, dtype=torch.long)
+    pairs = Pairs(torch.tensor([[1, 1, 2]]), torch.tensor([[0, 0, 2]]), Answers(zero, zero + 1), (2,))
+    heads = [("a0.0", "m0"), ("a0.1", "m0")]
+    plain, line = eap(known.model, pairs), eap(known.model, pairs, steps=10, along="activations")
+    gap = float(line.target - line.base)
+    for edge in heads:
+        assert abs(plain[edge]) < 1e-12
+        assert line[edge] == pytest.approx(0.5 * gap, rel=1e-6)
+    assert gap != 0
+
+
+# --- edges by position -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("spec", MODELS)
+def test_effects_by_position_equal_replacing_the_edge_there_alone(spec, monkeypatch):
+    """The definition: a masked run per edge whose replacement is the other run at one position, this one elsewhere."""
+    model, pairs = scrambled(spec, REPEATED), pairs_for(2)
+    graph = EdgeGraph.of(model)
+    own, other = (sender_outputs(model, x, graph) for x in (pairs.clean, pairs.corrupted))
+    found = edge_effects(model, pairs, by_position=True)
+    assert found.axes == ("receiver", "sender", "pos")
+    for pos in (1, 4):
+        there = own.clone()
+        there[:, :, pos] = other[:, :, pos]
+        close(found.values[:, :, pos], edge_effects_serial(model, pairs, replacement=there).values)
+    if model.d_mlp:
+        monkeypatch.setattr(edges, "CHUNK", 1)
+        close(edge_effects(model, pairs, by_position=True).values, found.values)
+
+
+def test_attribution_by_position_adds_up_and_is_exact_in_an_affine_model():
+    for model_spec in (LN, LINEAR):
+        model, pairs = scrambled(model_spec, REPEATED), pairs_for()
+        for options in ({}, {"steps": 2, "along": "activations"}):
+            close(eap(model, pairs, by_position=True, **options).values.sum(2), eap(model, pairs, **options).values)
+    close(eap(model, pairs, by_position=True).values, edge_effects(model, pairs, by_position=True).values)
+
+
+def test_positions_of_the_induction_circuit():
+    """Each edge works where the circuit says: the query and the output at the end, key and value at the answer."""
+    model, pairs = induction(), induction_pairs()
+    found = edge_effects(model, pairs, graph=EdgeGraph.of(model, split_embed=True), by_position=True)
+    whole = edge_effects(model, pairs, graph=found.graph)
+    for edge in (("a1.0", "out"), ("tok", "a1.0.q"), ("tok", "a1.0.v")):
+        by_place = torch.tensor([found[(*edge, pos)] for pos in range(CTX)])
+        expected = torch.zeros(CTX)
+        expected[LENGTH if edge[1] == "a1.0.v" else CTX - 1] = whole[edge]
+        close(by_place, expected, 1e-5)
+        assert abs(whole[edge]) > 1
+    keys = torch.tensor([found["a0.0", "a1.0.k", pos] for pos in range(CTX)])
+    assert keys.abs().argmax() == LENGTH  # elsewhere a corrupted key may match the query by chance
+    assert {edge[:2] for edge in found.top(2)} <= {("a1.0", "out"), ("tok", "a1.0.q"), ("tok", "a1.0.v")}
+
+
 # --- paths -----------------------------------------------------------------------------------------------------------
 
 
@@ -339,3 +465,8 @@ def test_mistakes_are_explained():
         masked_outputs(model, pairs.clean, graph, graph.keep(), torch.zeros(7, 4, 5, 8))
     with pytest.raises(UserError, match="no gradient"):
         eap(model, pairs, patching.accuracy)
+    with pytest.raises(UserError, match='did you mean "activations"'):
+        eap(model, pairs, steps=2, along="activation")
+    with pytest.raises(UserError, match=r"asked for by \(sender, receiver, position\)"):
+        eap(model, pairs, by_position=True)["embed", "out"]
+    assert "6 positions" in repr(eap(model, pairs, by_position=True))

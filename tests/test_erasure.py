@@ -9,8 +9,9 @@ from sklearn.metrics import log_loss
 
 from toylab.errors import UserError
 from toylab.interp.erasure import Amnesia, amnesic_test, fit, fit_moments, label_moments, random_eraser
-from toylab.interp.probes import evaluate, fit_mlp
+from toylab.interp.probe_scores import evaluate
 from toylab.interp.probes import fit as fit_probe
+from toylab.interp.probes import fit_mlp
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 

@@ -14,7 +14,21 @@ from cases.tasks import TASKS
 from toylab.data import generator
 from toylab.errors import UserError
 from toylab.experiment import Experiment, TrainSpec
-from toylab.interp import attention, edges, erasure, lens, neurons, patching, probes, residual, steering, weights
+from toylab.interp import (
+    attention,
+    attribution,
+    edges,
+    erasure,
+    lens,
+    neurons,
+    patching,
+    probe_scores,
+    probes,
+    residual,
+    sparse_probes,
+    steering,
+    weights,
+)
 from toylab.models.superposition import SuperpositionSpec
 from toylab.models.transformer import TransformerSpec
 from toylab.optim import OptimSpec
@@ -60,7 +74,7 @@ def rows_of(snap):
     for latent in snap.task.latents(snap.batch.inputs).values():
         _, x = stream(snap)
         values = latent.values[:, None] if is_vector(snap) else latent.values
-        x, y, group = probes.as_rows(x, values)
+        x, y, group = probe_scores.as_rows(x, values)
         y = y[:, :1]
         rows = y[:, 0] >= 0 if latent.classes else torch.ones(len(y), dtype=torch.bool)
         if len(y[rows].unique()) > 1:
@@ -137,27 +151,27 @@ def probe(snap, kind):
     x, y, group = rows_of(snap)
     if y.is_floating_point() and kind != "ridge":
         y = (y > y.mean()).long()
-    return next(iter(probes.evaluate(probes.fit(x, y, kind, PENALTY[kind]), x, y, group).values())).value
+    return next(iter(probe_scores.evaluate(probes.fit(x, y, kind, PENALTY[kind]), x, y, group).values())).value
 
 
 PENALTY = {"ridge": 1e-2, "lda": 1e-2, "mass_mean": 0.0, "logistic": 1e-2}
 
 
-def sparse_probe(snap):
+def sparse_probe(snap, select="f_statistic"):
     x, y, group = rows_of(snap)
-    found = probes.fit_sparse(x, y, 1, "f_statistic", 1e-2)
-    return probes.evaluate(found, x, y, group)["accuracy"].value
+    found = sparse_probes.fit_sparse(x, y, 1, select, 1e-2)
+    return probe_scores.evaluate(found, x, y, group)["accuracy"].value
 
 
 def mlp_probe(snap):
     x, y, group = rows_of(snap)
-    return probes.evaluate(probes.fit_mlp(x, y, 4, 3, rng()), x, y, group)["accuracy"].value
+    return probe_scores.evaluate(probes.fit_mlp(x, y, 4, 3, rng()), x, y, group)["accuracy"].value
 
 
 def ladder(snap):
     x, y, group = rows_of(snap)
     fit = functools.partial(probes.fit, kind="ridge", penalty=1e-2)
-    return probes.ladder({"input": x, "here": x}, y, group, fit, rng()).rungs["here"].value
+    return probe_scores.ladder({"input": x, "here": x}, y, group, fit, rng()).rungs["here"].value
 
 
 def eraser(snap):
@@ -195,15 +209,27 @@ def ablate(snap):
 
 def attribute(snap):
     site, axes = ("hidden", "d_hidden") if is_vector(snap) else ("post", "layer d_mlp")
-    return patching.attribute(snap.model, pairs_of(snap), site, axes, error, "noise", steps=2).effect
+    return attribution.attribute(snap.model, pairs_of(snap), site, axes, error, "noise", steps=2).effect
+
+
+def attribute_star(snap):
+    return attribution.attribute_star(snap.model, pairs_of(snap), "k", "layer head pos", error, "noise").effect
 
 
 def edge_effects(snap):
     return edges.edge_effects(snap.model, pairs_of(snap), error).flat
 
 
+def edges_by_position(snap):
+    return edges.edge_effects(snap.model, pairs_of(snap), error, by_position=True).flat
+
+
 def eap(snap):
     return edges.eap(snap.model, pairs_of(snap), error).flat
+
+
+def eap_along_activations(snap):
+    return edges.eap(snap.model, pairs_of(snap), error, steps=2, along="activations").flat
 
 
 def path_patch(snap):
@@ -250,6 +276,7 @@ def amnesic(snap):
 ANY_MODEL = {
     **{f"probe, {kind}": functools.partial(probe, kind=kind) for kind in PENALTY},
     **{tool.__name__: tool for tool in (sparse_probe, mlp_probe, ladder, eraser)},
+    "sparse_probe, l1": functools.partial(sparse_probe, select="l1"),
     **{tool.__name__: tool for tool in (patch, ablate, attribute, steer, amnesic)},
 }
 TRANSFORMERS = (
@@ -263,8 +290,11 @@ TRANSFORMERS = (
     neuron_concepts,
     tuned_lens,
     patch_heads,
+    attribute_star,
     edge_effects,
+    edges_by_position,
     eap,
+    eap_along_activations,
     path_patch,
     masked_run,
     neuron_ablation,

@@ -4,11 +4,12 @@ import math
 
 import pytest
 import torch
-from cases.models import ALL_BIASES, FEATURES, REPEATED, rng, scrambled, spec
+from cases.models import ADDITION, ALL_BIASES, FEATURES, REPEATED, rng, scrambled, spec
 
 from toylab.errors import UserError
 from toylab.interp import patching
-from toylab.interp.patching import Answers, Pairs, ablate, ablated, attribute, gradients, patch, patch_serial
+from toylab.interp.attribution import attribute, attribute_star, gradients
+from toylab.interp.patching import Answers, Pairs, ablate, ablated, patch, patch_serial
 from toylab.models.mlp import MLPSpec
 from toylab.models.superposition import SuperpositionSpec
 from toylab.models.transformer import Transformer
@@ -99,10 +100,10 @@ def test_layers_can_be_chosen():
 
 
 def test_models_without_blocks_are_patched_too():
-    mlp = scrambled(MLPSpec(4, 10, "relu", dtype="float64"), REPEATED)
-    pairs = pairs_for()
+    mlp = scrambled(MLPSpec(4, 10, "relu", dtype="float64"), ADDITION)
+    inputs = ADDITION.split(0).all.inputs
     answers = Answers(torch.zeros(4, 1, dtype=torch.long), torch.ones(4, 1, dtype=torch.long))
-    pairs = Pairs(pairs.clean, pairs.corrupted, answers)
+    pairs = Pairs(inputs[:4], inputs[-4:], answers)
     close(patch(mlp, pairs, "post", "layer d_mlp").values, patch_serial(mlp, pairs, "post", "layer d_mlp").values)
     model = scrambled(SuperpositionSpec("relu_out", 2, dtype="float64"), FEATURES)
     x, y = (FEATURES.sample(6, rng(seed)).inputs for seed in (0, 1))
@@ -260,6 +261,144 @@ def test_gradients_need_no_weights_that_want_them_and_leave_none_behind():
         close(attribute(frozen, pairs, "z", "layer head").values, wanted, 1e-12)
     with pytest.raises(UserError, match="no gradient"):
         gradients(frozen, pairs.clean, ["blocks.0.attn.hook_z"], lambda out: out.argmax(-1).double().sum(-1))
+
+
+# --- AtP* ------------------------------------------------------------------------------------------------------------
+
+QK_SWEEPS = [
+    ("q", "layer head pos"),
+    ("q", "layer"),
+    ("k", "layer head pos"),
+    ("k", "pos layer"),
+    ("k", "layer head"),
+    ("k_input", "layer head pos"),
+    ("attn_scores", "layer head query"),
+    ("attn_scores", "layer head query key"),
+    ("attn_scores", "layer key"),
+]
+
+
+@pytest.mark.parametrize(("site", "axes"), QK_SWEEPS)
+def test_the_qk_fix_is_exact_where_all_after_the_pattern_is_affine(site, axes):
+    """One layer of attention alone; also with a constant part in the pattern, and rotated queries and keys."""
+    attention = {"d_mlp": 0, "biases": ALL_BIASES[:4]}
+    models = [spec(**attention), spec(**attention, attention="bidirectional", attention_rate=0.4)]
+    if site in ("q", "k"):
+        models.append(spec(**attention, positions="rotary"))
+    for model_spec in models:
+        model, pairs = scrambled(model_spec, REPEATED), pairs_for(read=(-1, 2))
+        for at in (site, f"rot_{site}") if model_spec.positions == "rotary" else (site,):
+            exact = patch(model, pairs, at, axes)
+            close(attribute_star(model, pairs, at, axes, drop=False).values, exact.values)
+            assert (attribute(model, pairs, at, axes).values - exact.values).abs().max() > 1e-3
+
+
+def lookup_head() -> Transformer:
+    """Tokens 0, 1 ask for a key, tokens 2 + 2 key + value hold one; the saturated head answers with the value."""
+    sizes = {"n_layers": 1, "n_heads": 1, "d_model": 8, "d_head": 2, "d_mlp": 0, "attn_scale": 1.0, "biases": ()}
+    model = Transformer(spec(**sizes, positions="none"), d_vocab=6, n_ctx=3, d_out=2)
+    eye = torch.eye(2, dtype=torch.float64)
+    with torch.no_grad():
+        model.W_E[:, :6] = torch.eye(6, dtype=torch.float64)
+        model.W_Q[0, 0, :2] = 200 * eye
+        model.W_K[0, 0, 2:6] = eye.repeat_interleave(2, 0)
+        model.W_V[0, 0, 2:6] = eye.repeat(2, 1)
+        model.W_O[0, 0, :, 6:] = eye
+        model.W_U[6:] = eye
+    return model
+
+
+def test_a_saturated_softmax_hides_from_the_gradient_and_not_from_the_qk_fix():
+    model, zero = lookup_head(), torch.zeros(1, 1, dtype=torch.long)
+    queries = Pairs(torch.tensor([[2, 5, 0]]), torch.tensor([[2, 5, 1]]), Answers(zero, zero + 1), (2,))
+    keys = Pairs(torch.tensor([[2, 5, 0]]), torch.tensor([[4, 3, 0]]), Answers(zero, zero + 1), (2,))
+    for site, pairs in (("q", queries), ("k", keys)):
+        for direction in patching.DIRECTIONS:
+            exact = patch(model, pairs, site, "layer pos", direction=direction)
+            plain = attribute(model, pairs, site, "layer pos", direction=direction)
+            fixed = attribute_star(model, pairs, site, "layer pos", direction=direction, drop=False)
+            close(fixed.values, exact.values)
+            assert exact.effect.abs().max() > 0.3
+            assert plain.effect.abs().max() < 1e-12
+    close(
+        patch(model, queries, "q", "layer pos").normalized,
+        attribute_star(model, queries, "q", "layer pos", drop=False).normalized,
+    )
+    close(attribute_star(model, queries, "q", "layer pos", drop=False).normalized[0, 2], torch.tensor(1.0).double())
+
+
+def cancelling(n_layers: int) -> Transformer:
+    """m0 writes x = +-1 on the answer, m1 takes ReLU(x) off it again: at x = 1 the two slopes cancel exactly."""
+    sizes = {"n_layers": n_layers, "n_heads": 1, "d_model": 2, "d_head": 1, "d_mlp": 2, "biases": ()}
+    model = Transformer(spec(**sizes, positions="none"), d_vocab=2, n_ctx=1, d_out=2)
+    sign = torch.tensor([1.0, -1.0], dtype=torch.float64)
+    with torch.no_grad():
+        model.W_E[:, 0] = -sign
+        model.W_in[0, 0] = model.W_out[0, :, 1] = sign
+        model.W_in[1, 1, 0], model.W_out[1, 0, 1] = 1, -1
+        model.W_U[1, 0] = 1
+    return model
+
+
+@pytest.mark.parametrize("n_layers", [2, 3])
+def test_cancelling_paths_hide_from_the_gradient_and_not_from_graddrop(n_layers):
+    """Clean x = 1, corrupted -1. Without m1 the slope is 1 and the estimate |-2|; an idle third layer leaves the 0."""
+    model, zero = cancelling(n_layers), torch.zeros(1, 1, dtype=torch.long)
+    pairs = Pairs(torch.tensor([[1]]), torch.tensor([[0]]), Answers(zero, zero + 1))
+    of_m0 = {
+        f.__name__: f(model, pairs, "mlp_out", "layer", direction="noise").effect[0]
+        for f in (patch, attribute, attribute_star)
+    }
+    assert of_m0["patch"] == -1
+    assert of_m0["attribute"] == 0
+    close(of_m0["attribute_star"], torch.tensor(2.0 / (n_layers - 1)).double())
+    # m1 has one path, so nothing can cancel: its true effect, and exactly nothing for the idle layer.
+    others = attribute_star(model, pairs, "mlp_out", "layer", direction="noise").effect[1:]
+    close(others, torch.tensor([1.0, 0.0][: n_layers - 1]).double())
+
+
+@pytest.mark.parametrize(
+    ("site", "axes"), [("z", "layer head pos"), ("post", "layer d_mlp"), ("resid_mid", "layer pos")]
+)
+def test_graddrop_is_the_magnitude_of_attribution_where_no_layer_is_between(site, axes):
+    """Layer 0 of a model whose later layers write nothing; and without GradDrop these sites have no correction."""
+    model, pairs = scrambled(DEEP, REPEATED), pairs_for()
+    close(
+        attribute_star(model, pairs, site, axes, drop=False).values, attribute(model, pairs, site, axes).values, 1e-12
+    )
+    with torch.no_grad():
+        for weights in (model.W_O, model.b_O, model.W_out, model.b_out):
+            weights[1:] = 0
+    star, plain = (f(model, pairs, site, axes, layers=[0]) for f in (attribute_star, attribute))
+    if site != "resid_mid":  # the stream passes its own layer by, and the part through its MLP can be left out
+        close(star.values - star.base, (plain.values - plain.base).abs())
+    assert (star.values >= star.base).all()
+    assert star.effect.abs().max() > 1e-3
+
+
+def test_atp_star_gives_zero_where_nothing_can_have_changed():
+    """Null: exactly no effect at the positions before the exchanged token."""
+    model, clean = scrambled(DEEP, REPEATED), REPEATED.sample(5, rng()).inputs
+    corrupted = clean.clone()
+    corrupted[:, 2] = (corrupted[:, 2] + 1) % REPEATED.d_tokens
+    right = torch.zeros(5, 1, dtype=torch.long)
+    pairs = Pairs(clean, corrupted, Answers(right, right + 1), (4,))
+    for site in ("resid_pre", "mlp_out", "q", "k"):
+        effect = attribute_star(model, pairs, site, "layer pos").effect
+        close(effect[:, :2], torch.zeros(3, 2, dtype=torch.float64), 1e-12)
+        assert (effect[:2, 2] > 1e-6).all(), site
+
+
+def test_mistakes_with_atp_star_are_explained():
+    model, pairs = scrambled(DEEP, REPEATED), pairs_for()
+    with pytest.raises(UserError, match="a softmax belongs to a whole q vector"):
+        attribute_star(model, pairs, "q", "layer head d_head")
+    with pytest.raises(UserError, match="this model has 1: take drop=False"):
+        attribute_star(scrambled(spec(), REPEATED), pairs, "z", "layer head")
+    with pytest.raises(UserError, match="no layers of attention: take attribute"):
+        attribute_star(scrambled(MLPSpec(4, 10, "relu"), ADDITION), pairs, "post", "layer d_mlp")
+    with pytest.raises(UserError, match='did you mean "pos"'):
+        attribute_star(model, pairs, "k", "layer head poss")
 
 
 # --- ablations -------------------------------------------------------------------------------------------------------

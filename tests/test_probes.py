@@ -7,29 +7,24 @@ import torch.nn.functional as F
 from cases.models import rng
 from scipy.stats import norm
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
-from sklearn.linear_model import LogisticRegression, Ridge
+from sklearn.linear_model import LogisticRegression, Ridge, lars_path
 from sklearn.metrics import balanced_accuracy_score, r2_score, roc_auc_score
 
 from toylab.errors import UserError
 from toylab.interp import probes
-from toylab.interp.probes import (
-    SELECTIONS,
-    Probe,
+from toylab.interp.probe_scores import (
     accuracy,
     as_rows,
     auroc,
     balanced_accuracy,
-    class_moments,
     control_labels,
     evaluate,
-    fit,
-    fit_mlp,
-    fit_sparse,
     ladder,
-    moments,
     r2,
     split_by_group,
 )
+from toylab.interp.probes import Probe, class_moments, fit, fit_mlp, moments
+from toylab.interp.sparse_probes import SELECTIONS, fit_sparse
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -229,6 +224,47 @@ def test_random_columns_find_nothing():
     probe = fit_sparse(x, y, 1, "random", generator=rng(1))
     assert probe.support.item() != 7
     assert abs(evaluate(probe, x, y)["auroc"].value.item() - 0.5) < 0.05
+
+
+def test_the_l1_path_lets_columns_in_in_the_order_of_lars():
+    """scikit-learn's exact lasso path on strongly correlated columns, several targets and layers in one call."""
+    g = rng(4)
+    mix = torch.randn(2, 12, 12, generator=g, dtype=torch.double) / 3 + torch.eye(12, dtype=torch.double)
+    x = torch.randn(2, 600, 12, generator=g, dtype=torch.double) @ mix
+    y = (x[0] @ torch.randn(12, 5, generator=g, dtype=torch.double) > 0).long()
+    found = fit_sparse(x, y, 5, "l1").support
+    for layer in range(2):
+        standard = (x[layer] - x[layer].mean(0)) / x[layer].std(0, correction=0)
+        for t in range(5):
+            target = y[:, t].double() - y[:, t].double().mean()
+            coefficients = lars_path(standard.numpy(), target.numpy(), method="lasso")[2]  # [column, knot]
+            order = (coefficients != 0).argmax(1) + 100 * (coefficients == 0).all(1)
+            assert found[layer, t].tolist() == np.argsort(order)[:5].tolist()
+
+
+def test_the_l1_path_passes_over_echoes():
+    """Columns 1, 2 echo column 0 and beat column 3 one by one, but only 3 adds anything. Three classes, two layers."""
+    g = rng()
+    y = torch.randint(3, (4000, 2), generator=g)
+    x = torch.randn(2, 4000, 8, generator=g, dtype=torch.double)
+    x[:, :, 0] += 2.0 * (y[:, 0] == 0)
+    x[:, :, 1:3] = x[:, :, :1] + 0.3 * torch.randn(2, 4000, 2, generator=g, dtype=torch.double)
+    x[:, :, 3] += 1.0 * (y[:, 0] == 1)
+    x[:, :, 6:8] += 1.0 * (y[:, 1:] == 2)
+    l1, means = (fit_sparse(x, y, 2, select).support for select in ("l1", "mean_difference"))
+    assert [set(s.tolist()) for s in l1.flatten(0, 1)] == [{0, 3}, {6, 7}] * 2
+    assert all(3 not in means[layer, 0].tolist() for layer in range(2))
+
+
+def test_the_l1_path_finds_nothing_in_noise():
+    """Null: on rows it has not seen; and k = d gives every column, also those the path never lets in."""
+    g = rng()
+    x, y = torch.randn(4000, 40, generator=g), torch.randint(2, (4000, 1), generator=g)
+    probe = fit_sparse(x[:2000], y[:2000], 3, "l1")
+    found = evaluate(probe, x[2000:], y[2000:])["auroc"]
+    assert abs(found.value.item() - 0.5) < 4 * found.stderr.item()
+    x[:, 5:] = x[:, :1]
+    assert sorted(fit_sparse(x, y, 40, "l1", 1e-3).support[0].tolist()) == list(range(40))
 
 
 def test_forward_selection_skips_a_copy_and_matches_exhaustive_search():

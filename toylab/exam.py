@@ -34,24 +34,17 @@ from torch import Tensor
 
 from toylab.data import Batch, Latent, generator
 from toylab.errors import UserError, require
-from toylab.interp import attention, erasure, probes, steering, weights
+from toylab.interp import attention, erasure, probe_scores, probes, sparse_probes, steering, weights
+from toylab.interp.attribution import attribute
 from toylab.interp.edges import EdgeGraph, eap, edge_effects, replacement, sender_outputs
 from toylab.interp.fourier import key_frequencies, power_by_frequency
 from toylab.interp.group_addition import key_logit_frequencies, neuron_frequencies
 from toylab.interp.lens import fit_tuned_lens, logit_lens
 from toylab.interp.neurons import ablation_effects, concepts_of, score_concepts
-from toylab.interp.patching import Answers, Pairs, ablate, at_read, attribute, logit_diff, patch
+from toylab.interp.patching import Answers, Pairs, ablate, at_read, logit_diff, patch
 from toylab.interp.residual import direct_logits
 from toylab.known import KnownModel
-from toylab.known.adders import (
-    AdderDecoys,
-    AdderTruth,
-    clock_adder,
-    memoriser,
-    pizza_adder,
-    quadratic_adder,
-    random_adder,
-)
+from toylab.known.adders import ADDERS, AdderTruth, random_adder
 from toylab.known.circuits import CIRCUITS, random_weights
 from toylab.known.programs import compiled_program
 from toylab.known.truth import ABLATIONS, CircuitTruth, Variable, n_trials
@@ -67,7 +60,6 @@ EFFECT = 1e-6  # of a logit, as in known/truth.py; exact tools see planted effec
 READABLE = 0.95  # AUROC from which a variable counts as read: planted ones have 1, shuffled ones about .5
 RELIES = 0.05  # of accuracy lost, beyond two standard deviations of random subspaces
 PAIRINGS = 3  # of rows, for tools that approximate
-P = 31  # of the adders
 
 
 @dataclass(frozen=True)
@@ -220,16 +212,6 @@ def save(rows: Sequence[Row], folder: Path) -> tuple[Path, Path]:
 
 
 # --- The models ------------------------------------------------------------------------------------------------------
-
-ADDERS: dict[str, Callable[[], KnownModel]] = {
-    "clock": lambda: clock_adder(P, (5,)),
-    "clock, 3 frequencies, decoys": lambda: clock_adder(P, (3, 7, 11), (1.0, 2.0, 1.5), AdderDecoys((2,), (9,))),
-    "quadratic adder, copies": lambda: quadratic_adder(P, (4, 13), decoys=AdderDecoys((6,), (10,), copies=2)),
-    "pizza": lambda: pizza_adder(P, (5,)),
-    "pizza, 3 frequencies, decoys": lambda: pizza_adder(P, (3, 7, 11), (1.0, 2.0, 1.5), decoys=AdderDecoys((2,), (9,))),
-    "memoriser": lambda: memoriser(clock_adder(P, (5,)).task, 0),  # type: ignore[arg-type]
-    "random adder": lambda: random_adder(P, 32, 64, seed=1),
-}
 
 
 def zoo() -> dict[str, Callable[[], KnownModel]]:
@@ -614,10 +596,10 @@ def _site(model: Any, inputs: Tensor, full: str) -> Tensor:
 
 def _auroc(fit: Callable[[Tensor, Tensor], Any], x: Tensor, y: Tensor, group: Tensor) -> float:
     """On sequences the probe has not seen; a world of a few rows is the same on both sides."""
-    train, test = probes.split_by_group(group, 0.6, generator(0, "split"))
+    train, test = probe_scores.split_by_group(group, 0.6, generator(0, "split"))
     if len((y[train]).unique()) < len(y.unique()) or len(y[test].unique()) < 2:
         train = test = torch.arange(len(y))
-    return float(probes.evaluate(fit(x[train], y[train]), x[test], y[test])["auroc"].value.squeeze())
+    return float(probe_scores.evaluate(fit(x[train], y[train]), x[test], y[test])["auroc"].value.squeeze())
 
 
 def probed(known: KnownModel, model: Any, fit: Callable[[Tensor, Tensor], Any]) -> Names:
@@ -674,7 +656,7 @@ def two_neurons(known: KnownModel, model: Any) -> Names:
     for name, (layer, x) in _by_mlp(known).items():
         post = _site(model, inputs, f"blocks.{layer}.mlp.hook_post")[x.rows]
         group = torch.arange(len(inputs))[:, None].expand_as(x.rows)[x.rows]
-        fit = partial(probes.fit_sparse, k=min(2, post.shape[1]), select="f_statistic", penalty=1e-3)
+        fit = partial(sparse_probes.fit_sparse, k=min(2, post.shape[1]), select="f_statistic", penalty=1e-3)
         shuffled = x.y[torch.randperm(len(x.y), generator=generator(0, "shuffle"))]
         found |= {f"m{layer}: {name}"} if _auroc(fit, post, x.y, group) > READABLE else set()
         found |= {f"shuffled {name}"} if _auroc(fit, post, shuffled, group) > READABLE else set()

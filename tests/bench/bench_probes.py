@@ -20,7 +20,9 @@ from sklearn.linear_model import LogisticRegression, Ridge
 from threadpoolctl import threadpool_limits
 
 from toylab.interp.erasure import fit as fit_eraser
-from toylab.interp.probes import SELECTIONS, evaluate, fit, fit_sparse
+from toylab.interp.probe_scores import evaluate
+from toylab.interp.probes import fit
+from toylab.interp.sparse_probes import SELECTIONS, fit_sparse
 
 N, D, TARGETS, LAYERS, PENALTY = 20_000, 128, 64, 8, 1.0
 SINGLES = 8  # targets given to scikit-learn one at a time

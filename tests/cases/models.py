@@ -7,11 +7,13 @@ from toylab.models.mlp import MLPSpec
 from toylab.models.superposition import SuperpositionSpec
 from toylab.models.transformer import TransformerSpec
 from toylab.tasks.induction import RepeatedTokens
+from toylab.tasks.miu import MIUStrings
 from toylab.tasks.modular import ModularArithmetic
 from toylab.tasks.superposition import SparseFeatures
 
 ADDITION = ModularArithmetic(p=5, operation="x+y", frac_train=0.3)
 SUM_OF_THREE = ModularArithmetic(p=3, operation="x+y", frac_train=0.3, n_operands=3, format="a o b =")
+STRINGS = MIUStrings(format="classify", lengths=(1, 4), longest=6, frac_train=0.5, balanced=False)
 REPEATED = RepeatedTokens(d_tokens=6, length=3)
 FEATURES = SparseFeatures(n_features=5, sparsity=0.5, importance_decay=0.9)
 ABSOLUTE = SparseFeatures(n_features=5, sparsity=0.5, importance_decay=0.9, target="abs")
@@ -80,8 +82,8 @@ MLPS = [
         SUM_OF_THREE,
         id="mlp of a sum of separate tables",
     ),
-    pytest.param(MLPSpec(0, 10, "relu", combine="sum", biases=("in",), dtype="float64"), REPEATED, id="bag of tokens"),
-    pytest.param(MLPSpec(4, 10, "relu", dtype="float64"), REPEATED, id="mlp of every position"),
+    pytest.param(MLPSpec(0, 10, "relu", combine="sum", biases=("in",), dtype="float64"), STRINGS, id="bag of tokens"),
+    pytest.param(MLPSpec(4, 10, "relu", dtype="float64"), STRINGS, id="mlp of every position"),
 ]
 
 SUPERPOSITIONS = [

@@ -4,8 +4,12 @@ A case is (task, by_hand, changes). by_hand(task, row) -> the right answer at ea
 where nothing can be known. changes: latent that `counterfactual` can change -> the latents that stay as they were.
 """
 
+from itertools import accumulate
+
 import pytest
 
+from toylab.tasks.automata import StateTracking
+from toylab.tasks.dictionaries import SharkeyFeatures
 from toylab.tasks.induction import RepeatedTokens
 from toylab.tasks.modular import ModularArithmetic
 from toylab.tasks.superposition import SparseFeatures
@@ -43,7 +47,11 @@ def repeated_by_hand(task, row):
 
 
 def features_by_hand(task, row):
-    return [abs(x) if task.target == "abs" else x for x in row]
+    return [abs(x) if getattr(task, "target", "identity") == "abs" else x for x in row]
+
+
+def parity_by_hand(task, row):
+    return list(accumulate(row, lambda state, bit: state ^ bit))
 
 
 def modular(p, operation, **changes):
@@ -74,4 +82,11 @@ TASKS = [
     pytest.param(
         SparseFeatures(4, 0.5, 1.0, target="abs", n_test=50), features_by_hand, {"on": ()}, id="absolute values"
     ),
+    pytest.param(
+        SharkeyFeatures(d_hidden=4, n_features=6, mean_active=2.0, decay=0.9, n_test=50),
+        features_by_hand,
+        {"on": ()},
+        id="features of falling frequency",
+    ),
+    pytest.param(StateTracking("parity", 6, n_test=50), parity_by_hand, {"state": ()}, id="parity"),
 ]

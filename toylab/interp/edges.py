@@ -7,8 +7,8 @@
    (norms come after the sum, for each receiver apart).
 3. `masked_outputs` runs a subgraph: receiver v reads  sum_u [ m_vu y_u + (1 - m_vu) r_u ],  y_u what the sender gives
    in this very run, r_u its cached replacement (another input, a mean, 0). Fractional m have gradients.
-4. `edge_effects`: the metric after replacing one edge, for every edge. `eap`: the same to first order, from one
-   backward pass; `mask_gradient`: the same through m, at a point or integrated from 1 to 0.
+4. `edge_effects`: the metric after replacing one edge, for every edge, or at every position of it apart. `eap`: the
+   same to first order, from one backward pass, or with gradients along a line; `mask_gradient`: the same through m.
 5. `path_patch`: the direct path from one sender to chosen receivers, with everything between them frozen.
 
 Biases: an MLP's b_out belongs to the MLP. b_O belongs to no head; it is a constant of the stream and never replaced.
@@ -19,7 +19,7 @@ Sources: Wang et al. 2022 (arXiv 2211.00593), Syed et al. 2023 (arXiv 2310.10348
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
 import torch
@@ -27,7 +27,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from toylab.errors import one_of, require
-from toylab.interp.patching import CHUNK, Metric, Pairs, Run, ablated, at_read, gradients, logit_diff, scored
+from toylab.interp.attribution import gradients, midpoints
+from toylab.interp.patching import CHUNK, Metric, Pairs, Run, ablated, at_read, logit_diff, scored
 from toylab.taps import Chain, Record, Replace, Tap, Tapped, site_name
 
 QKV = ("q", "k", "v")
@@ -254,38 +255,87 @@ def masked_outputs(
 class EdgeScores:
     """One number per edge and example: values [receiver, sender, batch], NaN where there is no edge.
 
+    Resolved by position they are [receiver, sender, pos, batch], pos where the receiver reads.
     base, target: [batch], the metric of the untouched run and of the run the replacements come from (NaN if none).
     """
 
     graph: EdgeGraph
-    values: Float[Tensor, "receiver sender batch"]
+    values: Float[Tensor, "receiver sender *pos batch"]
     base: Float[Tensor, " batch"]
     target: Float[Tensor, " batch"]
 
-    axes = ("receiver", "sender")
+    @property
+    def axes(self) -> tuple[str, ...]:
+        return ("receiver", "sender", "pos")[: self.values.ndim - 1]
 
     @property
-    def mean(self) -> Float[Tensor, "receiver sender"]:
+    def mean(self) -> Float[Tensor, "receiver sender *pos"]:
         return self.values.mean(-1)
 
     @property
-    def flat(self) -> Float[Tensor, " edge"]:
+    def flat(self) -> Float[Tensor, " edge *pos"]:
         """Means in the order of `graph.edges()`."""
         return self.mean[self.graph.exists.to(self.values.device)]
 
-    def __getitem__(self, edge: tuple[str, str]) -> float:
-        """scores["embed", "a0.0.q"]: the mean of one edge."""
-        return float(self.mean[self.graph.receiver(edge[1]), self.graph.sender(edge[0])])
+    def __getitem__(self, edge: tuple[str, str] | tuple[str, str, int]) -> float:
+        """scores["embed", "a0.0.q"]: the mean of one edge; with positions scores["embed", "a0.0.q", 3]."""
+        wanted = ("sender", "receiver", "position")[: len(self.axes)]
+        require(len(edge) == len(wanted), f"{edge} arrived; these scores are asked for by ({', '.join(wanted)})")
+        u, v, *pos = edge
+        return float(self.mean[(self.graph.receiver(v), self.graph.sender(u), *pos)])  # type: ignore[arg-type]
 
-    def top(self, n: int) -> list[tuple[str, str]]:
-        """The n edges of largest magnitude, largest first."""
-        order = self.flat.abs().argsort(descending=True)[:n].tolist()
-        edges = self.graph.edges()
-        return [edges[i] for i in order]
+    def top(self, n: int) -> list[tuple]:
+        """The n edges of largest magnitude, largest first; with positions (sender, receiver, position)."""
+        order = self.flat.abs().flatten().argsort(descending=True)[:n]
+        edges, (number, *pos) = self.graph.edges(), torch.unravel_index(order, self.flat.shape)
+        return [(*edges[i], *p) for i, *p in zip(number.tolist(), *(at.tolist() for at in pos), strict=True)]
 
     def __repr__(self) -> str:
-        shown = ", ".join(f"{u} -> {v} {self[u, v]:.3g}" for u, v in self.top(3))
-        return f"EdgeScores({len(self.flat)} edges, {len(self.base):,} examples; largest: {shown}, ...)"
+        shown = ", ".join(f"{' -> '.join(map(str, edge))} {self[edge]:.3g}" for edge in self.top(3))
+        positions = f" x {self.values.shape[2]} positions" if "pos" in self.axes else ""
+        return f"EdgeScores({len(self.flat)} edges{positions}, {len(self.base):,} examples; largest: {shown}, ...)"
+
+
+@dataclass(frozen=True, eq=False)
+class Exchange:
+    """What every question about single edges starts from: this run, and what may stand in for its senders.
+
+    own, other: [sender, batch, pos, d_model], what every sender writes in this run and what replaces it.
+    base, target: [batch], the metric of this run and of the run that `other` comes from (NaN if it is given).
+    """
+
+    graph: EdgeGraph
+    tokens: Tensor
+    own: Tensor
+    other: Tensor
+    score: Callable[[Tensor], Tensor]  # outputs at the read positions -> [*cells, batch]
+    base: Tensor
+    target: Tensor
+
+    @classmethod
+    def of(
+        cls,
+        model,
+        pairs: Pairs,
+        metric: Metric,
+        direction: str,
+        replacement: Tensor | None = None,
+        graph: EdgeGraph | None = None,
+    ) -> Exchange:
+        graph = EdgeGraph.of(model) if graph is None else graph
+        (tokens, others), score = pairs.runs(direction), scored(metric, pairs.answers)
+        outputs, own = run_senders(model, tokens, graph)
+        base = score(at_read(outputs, pairs.read)).detach()
+        target = torch.full_like(base, torch.nan)
+        if replacement is None:
+            outputs, replacement = run_senders(model, others, graph)
+            target = score(at_read(outputs, pairs.read)).detach()
+        return cls(graph, tokens, own, replacement, score, base, target)
+
+    def scores(self, values: Tensor) -> EdgeScores:
+        """The result: values [receiver, sender, ...], which count where there is an edge."""
+        exists = self.graph.exists.to(values.device)[(..., *[None] * (values.ndim - 2))]
+        return EdgeScores(self.graph, torch.where(exists, values, torch.nan), self.base, self.target)
 
 
 @torch.no_grad()
@@ -296,6 +346,7 @@ def edge_effects(
     direction: str = "noise",
     replacement: Tensor | None = None,
     graph: EdgeGraph | None = None,
+    by_position: bool = False,
 ) -> EdgeScores:
     """Exact effect of every single edge: metric with that edge replaced minus metric of the untouched run.
 
@@ -304,35 +355,35 @@ def edge_effects(
     - what precedes the receiver is the untouched run, so every stream it reads is that run's plus r_u - y_u;
     - heads do not see each other within a layer: one attention with all its queries (or keys, or values) reading the
       changed stream gives the changed result of every head, and each edge takes one of them.
+    by_position: replace the edge at one position at a time, where the receiver reads; pos times the cells.
     """
-    graph = EdgeGraph.of(model) if graph is None else graph
-    tokens, others = pairs.runs(direction)
-    score = scored(metric, pairs.answers)
-    run, own = Run.of(model, tokens), sender_outputs(model, tokens, graph)
-    before = score(at_read(run.outputs, pairs.read))
-    target = torch.full_like(before, torch.nan)
-    if replacement is None:
-        outputs, replacement = run_senders(model, others, graph)
-        target = score(at_read(outputs, pairs.read))
-    changes = replacement - own
-    values = torch.full((*graph.exists.shape, len(tokens)), torch.nan, dtype=before.dtype, device=before.device)
+    exchange = Exchange.of(model, pairs, metric, direction, replacement, graph)
+    graph, own, score = exchange.graph, exchange.own, exchange.score
+    run, changes = Run.of(model, exchange.tokens), exchange.other - own
+    places = own.shape[2:3] if by_position else ()
+    if by_position:  # a cell is a sender at one position: its change there, and 0 elsewhere
+        only = torch.eye(*places, dtype=torch.bool, device=own.device)[:, None, :, None]
+        changes = torch.where(only, changes[:, None], 0).flatten(0, 1)
+    each = len(changes) // len(own)
+    values = exchange.base.new_full((*graph.exists.shape, *places, len(exchange.base)), torch.nan)
     for layer in range(graph.n_layers):
         n = graph.n_before(layer)
         middle = run.resid[layer] + own[n : n + graph.n_heads].sum(0)
         middle = middle if model.b_O is None else middle + model.b_O[layer]
+        after = partial(_after_attention, model, layer, middle, pairs.read)
         for which in QKV:
-            rows = graph.rows(which, layer)
-            deltas = _head_changes(model, run.resid[layer], layer, which, changes[:n])  # [sender, head, b, p, d]
-            cells = deltas.flatten(0, 1)
-            scores = _scores(lambda d: _after_attention(model, layer, middle + d, pairs.read), cells, score)  # noqa: B023
-            values[rows, :n] = scores.unflatten(0, (n, graph.n_heads)).transpose(0, 1)
+            cells = changes[: n * each].split(max(1, 16 * CHUNK // (graph.n_heads * own[0].numel())))
+            deltas = (_head_changes(model, run.resid[layer], layer, which, some).flatten(0, 1) for some in cells)
+            scores = torch.cat([_scores(after, some, score) for some in deltas])  # [(sender pos head), batch]
+            values[graph.rows(which, layer), :n] = scores.unflatten(0, (n, *places, graph.n_heads)).movedim(-2, 0)
         if graph.mlp:
             n += graph.n_heads
             other_input = partial(_with_other_mlp_input, model, layer, middle, pairs.read)
-            values[graph.rows("m", layer).start, :n] = _scores(other_input, changes[:n], score)
-    last = run.resid[-1]
-    values[-1] = _scores(lambda d: _resume(model, graph.n_layers, last + d, pairs.read), changes, score)
-    return EdgeScores(graph, values - before, before, target)
+            scores = _scores(other_input, changes[: n * each], score)
+            values[graph.rows("m", layer).start, :n] = scores.unflatten(0, (n, *places))
+    final = partial(_at_the_end, model, run.resid[-1], pairs.read)
+    values[-1] = _scores(final, changes, score).unflatten(0, (len(own), *places))
+    return exchange.scores(values - exchange.base)
 
 
 def _scores(run: Callable[[Tensor], Tensor], cells: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:
@@ -358,9 +409,9 @@ def _head_changes(model, resid: Tensor, layer: int, which: str, changes: Tensor)
     return (torch.vmap(result)(changes) - untouched).permute(0, 3, 1, 2, 4)
 
 
-def _after_attention(model, layer: int, middle: Tensor, read: tuple[int, ...] | None) -> Tensor:
-    """Outputs [cell, batch, read, d_out] from streams [cell, batch, pos, d_model] after a layer's attention."""
-    last = layer == model.n_layers - 1
+def _after_attention(model, layer: int, middle: Tensor, read: tuple[int, ...] | None, changes: Tensor) -> Tensor:
+    """Outputs [cell, batch, read, d_out] when the stream after a layer's attention is middle + change."""
+    last, middle = layer == model.n_layers - 1, middle + changes
     if last and read is not None:  # after the last attention no position sees another
         middle = middle[:, :, list(read)]
     flat = middle.flatten(0, 1)
@@ -378,6 +429,11 @@ def _with_other_mlp_input(model, layer: int, middle: Tensor, read: tuple[int, ..
     return _resume(model, layer + 1, resid, None if last else read)
 
 
+def _at_the_end(model, last: Tensor, read: tuple[int, ...] | None, changes: Tensor) -> Tensor:
+    """Outputs [cell, batch, read, d_out] when the unembedding reads last + change."""
+    return _resume(model, model.n_layers, last + changes, read)
+
+
 def _resume(model, layer: int, streams: Tensor, read: tuple[int, ...] | None) -> Tensor:
     return model.forward_from(layer, streams.flatten(0, 1), read=read).unflatten(0, streams.shape[:2])
 
@@ -392,16 +448,14 @@ def edge_effects_serial(
     graph: EdgeGraph | None = None,
 ) -> EdgeScores:
     """`edge_effects` with one masked run per edge: the definition, and what the fast one is tested against."""
-    graph = EdgeGraph.of(model) if graph is None else graph
-    tokens, others = pairs.runs(direction)
-    values = sender_outputs(model, others, graph) if replacement is None else replacement
-    base = metric(at_read(model.forward(tokens), pairs.read), pairs.answers)
-    target = metric(at_read(model.forward(others), pairs.read), pairs.answers)
-    effects = torch.full((*graph.exists.shape, len(tokens)), torch.nan, dtype=base.dtype)
+    exchange = Exchange.of(model, pairs, metric, direction, replacement, graph)
+    graph = exchange.graph
+    effects = torch.full((*graph.exists.shape, len(exchange.base)), torch.nan, dtype=exchange.base.dtype)
     for u, v in graph.edges():
-        outputs = masked_outputs(model, tokens, graph, graph.keep(drop=[(u, v)]), values, pairs.read)
-        effects[graph.receiver(v), graph.sender(u)] = metric(outputs, pairs.answers) - base
-    return EdgeScores(graph, effects, base, target if replacement is None else torch.full_like(base, torch.nan))
+        keep = graph.keep(drop=[(u, v)])
+        outputs = masked_outputs(model, exchange.tokens, graph, keep, exchange.other, pairs.read)
+        effects[graph.receiver(v), graph.sender(u)] = exchange.score(outputs) - exchange.base
+    return exchange.scores(effects)
 
 
 # --- To first order --------------------------------------------------------------------------------------------------
@@ -415,43 +469,84 @@ def eap(
     replacement: Tensor | None = None,
     graph: EdgeGraph | None = None,
     steps: int = 0,
+    along: str = "inputs",
+    by_position: bool = False,
 ) -> EdgeScores:
     """Edge attribution patching: EAP(u -> v) = <r_u - y_u, d metric / d input_v>, summed over positions and d_model.
 
     One backward pass for all edges; it estimates `edge_effects` and equals it where the model is affine after the edge.
-    steps > 0 (EAP-IG-inputs): the mean gradient at `steps` midpoints of the line from this run's token embeddings to
-    the other run's. Its completeness holds for the embedding's edges, not for the sum over all edges.
+    steps > 0 (EAP-IG): the mean gradient at `steps` midpoints of a line.
+    along = "inputs": from this run's token embeddings to the other run's, one line for all edges.
+    along = "activations": for the edges of the embedding, of each attention layer and of each MLP, the line from what
+    these senders write to what replaces it, all else computed: 2 layers + 1 times the cost. Their scores then add up to
+    the effect of patching that embedding, attn_out or mlp_out, in the limit of many steps (exactly by one step where
+    the metric is quadratic along the line); with "inputs" that holds of the embedding's edges alone.
+    by_position: the terms of the sum over positions, which estimate `edge_effects(by_position=True)`.
     Exact check: EAP = -d metric / d m at m = 1 (`mask_gradient`). With a KL from the run itself it is 0.
     """
     require(steps >= 0, f"steps={steps}: 0 (gradient of the run itself) or more")
-    graph = EdgeGraph.of(model) if graph is None else graph
-    tokens, others = pairs.runs(direction)
-    score = scored(metric, pairs.answers)
-    own = sender_outputs(model, tokens, graph)
-    changes = (sender_outputs(model, others, graph) if replacement is None else replacement) - own
+    one_of("along", along, tuple(LINES))
+    exchange = Exchange.of(model, pairs, metric, direction, replacement, graph)
+    with torch.no_grad():
+        lines = LINES[along](model, exchange, pairs.runs(direction)[1]) if steps else [(slice(None), {})]
+    parts = []
+    for senders, shift in lines:
+        taps: Sequence[Tap | None] = [Shift(shift, t) for t in midpoints(steps)] or [None]
+        grad = sum(_receiver_gradients(model, exchange, pairs.read, tap) for tap in taps) / len(taps)
+        changes = exchange.other[senders] - exchange.own[senders]
+        parts.append(torch.einsum(f"rbpd,sbpd->rs{'p' * by_position}b", grad, changes))
+    return exchange.scores(torch.cat(parts, 1))
+
+
+@dataclass
+class Shift(Tap):
+    """Adds t times by[full name] to the named sites."""
+
+    by: Mapping[str, Tensor]
+    t: float
+
+    def __call__(self, name, layer, value):
+        full = site_name(name, layer)
+        return value + self.t * self.by[full] if full in self.by else value
+
+
+Lines = list[tuple[slice, dict[str, Tensor]]]  # senders, and what is added to which sites at the end of their line
+
+
+def _line_of_inputs(model, exchange: Exchange, others: Tensor) -> Lines:
+    return [(slice(None), {"hook_embed": model.W_E[others] - model.W_E[exchange.tokens]})]
+
+
+def _lines_of_activations(model, exchange: Exchange, others: Tensor) -> Lines:
+    graph, changes = exchange.graph, exchange.other - exchange.own
+    sites = ["hook_embed", "hook_pos_embed"][: graph.n_before(0)]
+    lines: Lines = [(slice(len(sites)), dict(zip(sites, changes, strict=False)))]
+    for layer in range(graph.n_layers):
+        start, end = graph.n_before(layer), graph.n_before(layer) + graph.n_heads
+        lines.append((slice(start, end), {site_name("attn_out", layer): changes[start:end].sum(0)}))
+        if graph.mlp:
+            lines.append((slice(end, end + 1), {site_name("mlp_out", layer): changes[end]}))
+    return lines
+
+
+LINES = {"inputs": _line_of_inputs, "activations": _lines_of_activations}
+
+
+def _receiver_gradients(
+    model, exchange: Exchange, read, tap: Tap | None
+) -> Float[Tensor, "receiver batch pos d_model"]:
+    """d metric / d what each receiver reads, in the order of `graph.receivers`."""
+    graph = exchange.graph
     names = [site_name("resid_post", graph.n_layers - 1)]
     for layer in range(graph.n_layers):
         names += [site_name(f"{which}_input", layer) for which in QKV] + [site_name("mlp_in", layer)] * graph.mlp
-    taps: list[Tap | None] = [None]
-    if steps:
-        start, end = (model.W_E[x].detach() for x in (tokens, others))
-        taps = [Replace({"hook_embed": start + (i + 0.5) / steps * (end - start)}) for i in range(steps)]
-    every = [gradients(model, tokens, names, score, pairs.read, tap) for tap in taps]
-    grads = {name: sum(g[name] for g in every) / len(every) for name in names}
-    with torch.no_grad():
-        base, target = (score(at_read(model.forward(x), pairs.read)) for x in (tokens, others))
-        values = torch.full((*graph.exists.shape, len(tokens)), torch.nan, dtype=base.dtype, device=base.device)
-        for layer in range(graph.n_layers):
-            n = graph.n_before(layer)
-            for which in QKV:
-                grad = grads[site_name(f"{which}_input", layer)]
-                values[graph.rows(which, layer), :n] = torch.einsum("sbpd,bphd->hsb", changes[:n], grad)
-            if graph.mlp:
-                n += graph.n_heads
-                dots = torch.einsum("sbpd,bpd->sb", changes[:n], grads[site_name("mlp_in", layer)])
-                values[graph.rows("m", layer).start, :n] = dots
-        values[-1] = torch.einsum("sbpd,bpd->sb", changes, grads[names[0]])
-    return EdgeScores(graph, values, base, target if replacement is None else torch.full_like(base, torch.nan))
+    grads = gradients(model, exchange.tokens, names, exchange.score, read, tap)
+    rows: list[Tensor] = []
+    for layer in range(graph.n_layers):
+        for which in QKV:
+            rows += grads[site_name(f"{which}_input", layer)].unbind(2)
+        rows += [grads[site_name("mlp_in", layer)]] if graph.mlp else []
+    return torch.stack([*rows, grads[names[0]]])
 
 
 def mask_gradient(
@@ -469,22 +564,17 @@ def mask_gradient(
     of all edges together, whose sum over edges is metric(all replaced) - metric(untouched) in the limit of many steps.
     """
     require(steps >= 0, f"steps={steps}: 0 (at m = 1) or more")
-    graph = EdgeGraph.of(model) if graph is None else graph
-    tokens, others = pairs.runs(direction)
-    values = sender_outputs(model, others, graph) if replacement is None else replacement
-    every = graph.exists.to(values)
+    exchange = Exchange.of(model, pairs, metric, direction, replacement, graph)
+    every = exchange.graph.exists.to(exchange.own)
     total = torch.zeros_like(every)
-    for m in [1 - (i + 0.5) / steps for i in range(steps)] or [1.0]:
+    for t in midpoints(steps) or [0.0]:
         with torch.enable_grad():
-            keep = (m * every).requires_grad_()
-            outputs = masked_outputs(model, tokens, graph, keep, values, pairs.read)
-            (grad,) = torch.autograd.grad(metric(outputs, pairs.answers).mean(), keep)
+            keep = ((1 - t) * every).requires_grad_()
+            outputs = masked_outputs(model, exchange.tokens, exchange.graph, keep, exchange.other, pairs.read)
+            (grad,) = torch.autograd.grad(exchange.score(outputs).mean(), keep)
         total = total - grad / max(1, steps)
-    with torch.no_grad():
-        ends = [metric(at_read(model.forward(x), pairs.read), pairs.answers).mean()[None] for x in (tokens, others)]
-    base, target = ends
-    scores = torch.where(graph.exists.to(total.device), total, torch.nan).unsqueeze(-1)
-    return EdgeScores(graph, scores, base, target if replacement is None else torch.full_like(base, torch.nan))
+    base, target = exchange.base.mean()[None], exchange.target.mean()[None]
+    return replace(exchange, base=base, target=target).scores(total.unsqueeze(-1))
 
 
 # --- Paths -----------------------------------------------------------------------------------------------------------

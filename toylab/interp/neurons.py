@@ -183,8 +183,8 @@ class Concepts:
 def concepts_of(latents: Mapping[str, Latent]) -> Concepts:
     """One concept per class of each latent: "name = class" (and the index, where a latent has further axes).
 
-    Rows are batch x pos, as in `probes.as_rows`. A latent [batch, pos, ...] has at least two axes. Classes that never
-    occur or always occur are left out; real-valued latents are not concepts and are left out too.
+    Rows are batch x pos, as in `probe_scores.as_rows`. A latent [batch, pos, ...] has at least two axes. Classes that
+    never occur or always occur are left out; real-valued latents are not concepts and are left out too.
     """
     names, columns = [], []
     for name, latent in latents.items():

@@ -6,8 +6,7 @@
    of an AND finds nothing, noising one input of an OR finds nothing.
 3. `patch`, `ablate`: a sweep. `axes` says what one cell is: "layer pos" patches one position of one layer at a time,
    "layer head" one head at all positions, "layer head query" one row of its pattern, "layer d_mlp" one neuron.
-4. `attribute`: the same sweep to first order, (source - base) . gradient, or with the gradient integrated.
-5. `get_act_patch_*`: the sweeps under the names, arguments and axes of TransformerLens.
+4. `get_act_patch_*`: the sweeps under the names, arguments and axes of TransformerLens.
 
 All cells of a layer ride along the batch axis. Four facts save work, each exact: (a) nothing before the patched
 layer changes; (b) a change at one query position stays at that position until the next block's attention, so that one
@@ -15,8 +14,8 @@ run with the site patched everywhere gives the streams after the block for all p
 at the read positions only, and (d) in a causal model a patch at one position reaches no earlier one, whose keys and
 values are reused. `patch_serial` is the same sweep with one plain forward per cell.
 
-Sources: Meng et al. 2022 (arXiv 2202.05262), Heimersheim and Nanda 2024 (arXiv 2404.15255), Nanda 2023 (attribution
-patching). Knows tensors, models and taps only. Read next: edges.py, where the unit is one edge of the graph.
+Sources: Meng et al. 2022 (arXiv 2202.05262), Heimersheim and Nanda 2024 (arXiv 2404.15255). Knows tensors, models and
+taps only. Read next: attribution.py (the same to first order), edges.py (where the unit is one edge of the graph).
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from torch import Tensor
 
 from toylab.data import Batch
 from toylab.errors import UserError, one_of, require
-from toylab.taps import SITES, Cache, Chain, HookWarning, Replace, Tap, Tapped, site_name, site_of
+from toylab.taps import SITES, Cache, HookWarning, Tap, Tapped, site_name, site_of
 
 DIRECTIONS = ("denoise", "noise")
 ABLATIONS = ("zero", "mean", "resample", "noise")
@@ -222,6 +221,50 @@ class Sweep:
 # --- Sweeps ----------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """What a sweep over pairs starts from: the metric of both runs, and the other run's values at the site.
+
+    names: layer -> full name of the site. base, target: [batch], the unpatched run and the one the values come from.
+    """
+
+    names: dict[int | None, str]
+    source: Cache
+    score: Callable[[Tensor], Tensor]  # outputs at the read positions -> [*cells, batch]
+    base: Float[Tensor, " batch"]
+    target: Float[Tensor, " batch"]
+    axes: str
+    direction: str
+
+    @classmethod
+    def of(
+        cls,
+        model: Tapped,
+        pairs: Pairs,
+        site: str,
+        axes: str,
+        metric: Metric,
+        direction: str,
+        layers: Sequence[int] | None,
+        unpatched: Tensor,
+    ) -> Comparison:
+        """unpatched: outputs of the run that is patched. Raises UserError where `patch` does."""
+        names, score = sites_of(model, site, layers), scored(metric, pairs.answers)
+        with torch.no_grad():
+            patched, source = model.run_with_cache(pairs.runs(direction)[1], list(names.values()))
+            base, target = (score(at_read(outputs, pairs.read)) for outputs in (unpatched, patched))
+        if base.numel() and torch.equal(base, target):
+            raise UserError(
+                f"the metric is the same on the clean and the corrupted input of every pair ({float(base.mean()):.4g} "
+                "on average), so no patch can change it: use pairs whose answers differ, or another metric"
+            )
+        return cls(names, source, score, base, target, axes, direction)
+
+    def sweep(self, values: Float[Tensor, "*cells batch"]) -> Sweep:
+        """The result, from the metric of every cell."""
+        return Sweep(values, tuple(self.axes.split()), self.base, self.target, self.direction, _numbers(self.names))
+
+
 Chunk = tuple[Tensor, Tensor]  # numbers of some cells, their outputs [cell, batch, read, d_out]
 
 
@@ -243,15 +286,10 @@ def patch(
     Exact checks: denoising resid_post at all positions ("layer") gives the clean metric, noising the corrupted one.
     Raises UserError for an unknown site or axis, and for a metric that is the same on both inputs of every pair.
     """
-    tokens, others = pairs.runs(direction)
-    names = _sites(model, site, layers)
-    score = scored(metric, pairs.answers)
-    outputs, source = model.run_with_cache(others, list(names.values()))
-    run = Run.of(model, tokens)
-    base, target = score(at_read(run.outputs, pairs.read)), score(at_read(outputs, pairs.read))
-    _check_metric(base, target)
-    values = _sweep(model, run, source, site, axes, names, pairs.read, score)
-    return Sweep(values, tuple(axes.split()), base, target, direction, _numbers(names))
+    run = Run.of(model, pairs.runs(direction)[0])
+    between = Comparison.of(model, pairs, site, axes, metric, direction, layers, run.outputs)
+    values = _sweep(model, run, between.source, site, axes, between.names, pairs.read, between.score)
+    return between.sweep(values)
 
 
 @torch.no_grad()
@@ -273,7 +311,7 @@ def ablate(
     kind: zero; mean over the batch, per position; resample, the value on another row (a permutation that moves every
     row); noise, plus N(0, (noise x the site's standard deviation)^2). The last two draw from `generator`.
     """
-    names = _sites(model, site, layers)
+    names = sites_of(model, site, layers)
     cache = model.run_with_cache(inputs, list(names.values()))[1]
     source = {full: ablated(cache[full], kind, generator, noise) for full in names.values()}
     score, run = scored(metric, answers), Run.of(model, inputs)
@@ -316,20 +354,18 @@ def patch_serial(
     layers: Sequence[int] | None = None,
 ) -> Sweep:
     """`patch` with one forward and one hook per cell: the definition, and what the fast sweep is tested against."""
-    tokens, others = pairs.runs(direction)
-    names = _sites(model, site, layers)
-    unpatched, (patched, source) = model(tokens), model.run_with_cache(others, list(names.values()))
-    values, shape = [], _cells(source[next(iter(source))].shape[1:], site, axes)[1]
-    for full in names.values():
-        for mask in _cells(source[full].shape[1:], site, axes)[0]:
-            hook = _where(mask, source[full])
+    tokens = pairs.runs(direction)[0]
+    between = Comparison.of(model, pairs, site, axes, metric, direction, layers, model(tokens))
+    values = []
+    for full in between.names.values():
+        masks, sizes = _cells(between.source[full].shape[1:], site, axes)
+        for mask in masks:
+            hook = _where(mask, between.source[full])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", HookWarning)  # equal values on both runs are no mistake here
                 outputs = model.run_with_hooks(tokens, [(full, hook)], pairs.read)
-            values.append(metric(outputs, pairs.answers))
-    base, target = (metric(at_read(x, pairs.read), pairs.answers) for x in (unpatched, patched))
-    stacked = torch.stack(values).unflatten(0, (len(names), *shape))
-    return Sweep(_with_layer_axis(stacked, axes), tuple(axes.split()), base, target, direction, _numbers(names))
+            values.append(between.score(outputs))
+    return between.sweep(with_layer_axis(torch.stack(values).unflatten(0, (-1, *sizes)), axes))
 
 
 def _where(mask: Tensor, source: Tensor) -> Callable[..., Tensor]:
@@ -351,7 +387,7 @@ class Put(Tap):
         return site_name(name, layer) == self.full
 
 
-def _sites(model: Tapped, site: str, layers: Sequence[int] | None) -> dict[int | None, str]:
+def sites_of(model: Tapped, site: str, layers: Sequence[int] | None) -> dict[int | None, str]:
     """Layer -> full name of a site; raises UserError for a site or layer the model does not have."""
     if site not in SITES:
         one_of("site", site, SITES)
@@ -370,27 +406,14 @@ def at_read(outputs: Tensor, read: tuple[int, ...] | None) -> Tensor:
     return outputs if read is None else outputs[:, list(read)]
 
 
-def _check_metric(base: Tensor, target: Tensor) -> None:
-    if base.numel() and torch.equal(base, target):
-        raise UserError(
-            f"the metric is the same on the clean and the corrupted input of every pair ({float(base.mean()):.4g} on "
-            "average), so no patch can change it: use pairs whose answers differ, or another metric"
-        )
-
-
 def _cells(shape: Sequence[int], site: str, axes: str) -> tuple[Bool[Tensor, "cell ..."], tuple[int, ...]]:
     """(masks [cell, *site axes without batch], sizes of the cell axes) for "layer" and axes of this site.
 
     A site axis that is no cell axis has size 1 in the mask: the whole of it is patched.
     """
+    check_axes(site, axes)
     own = SITES[site].axes.split()[1:]
     wanted = [name for name in axes.split() if name != "layer"]
-    layered = "{}" in SITES[site].path
-    allowed = (["layer"] if layered else []) + own
-    for name in axes.split():
-        one_of(f"axes={axes!r} of {site}", name, allowed)
-    require(len(set(axes.split())) == len(axes.split()), f"axes={axes!r} names an axis twice")
-    require("layer" in axes.split() or not layered, f'axes={axes!r}: {site} exists per layer, so start with "layer"')
     sizes = tuple(shape[own.index(name)] for name in wanted)
     mask = torch.ones(*sizes, *[1] * len(own), dtype=torch.bool)
     for i, (name, n) in enumerate(zip(wanted, sizes, strict=True)):
@@ -400,10 +423,30 @@ def _cells(shape: Sequence[int], site: str, axes: str) -> tuple[Bool[Tensor, "ce
     return mask.reshape(-1, *mask.shape[len(wanted) :]), sizes
 
 
-def _with_layer_axis(values: Tensor, axes: str) -> Tensor:
+def check_axes(site: str, axes: str) -> None:
+    """Raises UserError unless `axes` are "layer" and axes of this site, each once."""
+    layered = "{}" in SITES[site].path
+    for name in axes.split():
+        one_of(f"axes={axes!r} of {site}", name, ["layer"] * layered + SITES[site].axes.split()[1:])
+    require(len(set(axes.split())) == len(axes.split()), f"axes={axes!r} names an axis twice")
+    require("layer" in axes.split() or not layered, f'axes={axes!r}: {site} exists per layer, so start with "layer"')
+
+
+def with_layer_axis(values: Tensor, axes: str) -> Tensor:
     """values [layer, *other cell axes, batch] with the layer axis where `axes` has it (or dropped)."""
     order = axes.split()
     return values.movedim(0, order.index("layer")) if "layer" in order else values[0]
+
+
+def sum_to_cells(x: Tensor, site: str, axes: str) -> Tensor:
+    """x [batch, *site axes] summed over what is no cell axis: [*cell axes, batch]."""
+    check_axes(site, axes)
+    own = SITES[site].axes.split()
+    wanted = [name for name in axes.split() if name != "layer"]
+    drop = [i for i, name in enumerate(own) if i > 0 and name not in wanted]
+    x = x.sum(drop) if drop else x
+    kept = [name for name in own if name == "batch" or name in wanted]
+    return x.permute([*(kept.index(name) for name in wanted), 0])
 
 
 def _sweep(
@@ -427,7 +470,7 @@ def _sweep(
         values = torch.cat(scores)[torch.cat(numbers).argsort()]
         sizes = _cells(source[full].shape[1:], site, axes)[1]
         per_layer.append(values.unflatten(0, sizes) if sizes else values[0])
-    return _with_layer_axis(torch.stack(per_layer), axes)
+    return with_layer_axis(torch.stack(per_layer), axes)
 
 
 def _by_whole_forward(
@@ -556,104 +599,6 @@ def _at_the_end(model, everywhere: Tensor, run: Run, grid: Tensor, read, at_once
         yield cells, torch.where(exchanged, patched[cell.to(patched.device)], untouched)
 
 
-# --- To first order --------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class AddZero(Tap):
-    """Adds a zero that wants a gradient at the named sites; afterwards `zeros` holds them by full name."""
-
-    names: frozenset[str]
-    zeros: dict[str, Tensor] = field(default_factory=dict)
-
-    def __call__(self, name, layer, value):
-        full = site_name(name, layer)
-        if full not in self.names:
-            return value
-        self.zeros[full] = torch.zeros_like(value).requires_grad_()
-        return value + self.zeros[full]
-
-    def wants(self, name, layer):
-        return site_name(name, layer) in self.names
-
-
-def gradients(
-    model: Tapped,
-    tokens: Tensor,
-    names: Sequence[str],
-    score: Callable[[Tensor], Tensor],
-    read: tuple[int, ...] | None = None,
-    tap: Tap | None = None,
-) -> dict[str, Tensor]:
-    """d score / d site of every example, for all named sites by one backward pass; 0 where nothing depends on it.
-
-    score: outputs -> [batch]. tap: edits that happen before the gradients are taken.
-    """
-    with torch.enable_grad():
-        zero = AddZero(frozenset(names))
-        outputs = model.forward(tokens, zero if tap is None else Chain([tap, zero]))
-        total = score(at_read(outputs, read)).sum()
-        require(
-            total.requires_grad, "the metric has no gradient (accuracy, argmax): take logit_diff, loss or probability"
-        )
-        grads = torch.autograd.grad(total, list(zero.zeros.values()), allow_unused=True)
-    return {
-        full: torch.zeros_like(z) if g is None else g for (full, z), g in zip(zero.zeros.items(), grads, strict=True)
-    }
-
-
-def attribute(
-    model: Tapped,
-    pairs: Pairs,
-    site: str,
-    axes: str,
-    metric: Metric = logit_diff,
-    direction: str = "denoise",
-    layers: Sequence[int] | None = None,
-    steps: int = 0,
-) -> Sweep:
-    """Attribution patching: `patch` to first order, base + <source - base, d metric / d site>, for all cells at once.
-
-    steps = 0: the gradient of the unpatched run (two forwards and one backward for every layer together). steps > 0:
-    the mean gradient at that many midpoints of the straight line from base to source at this site (integrated
-    gradients, one layer at a time); the scores of all cells of a layer then add up to the effect of patching all of
-    it, in the limit of many steps. Exact where the rest of the model is affine; else the error is of second order.
-    """
-    require(steps >= 0, f"steps={steps}: 0 (plain gradient) or more")
-    tokens, others = pairs.runs(direction)
-    names = _sites(model, site, layers)
-    score = scored(metric, pairs.answers)
-    with torch.no_grad():
-        there, source = model.run_with_cache(others, list(names.values()))
-        unpatched, here = model.run_with_cache(tokens, list(names.values()))
-        base, target = (score(at_read(x, pairs.read)) for x in (unpatched, there))
-    _check_metric(base, target)
-    grads = gradients(model, tokens, list(names.values()), score, pairs.read) if steps == 0 else {}
-    per_layer = []
-    for full in names.values():
-        # Masked scores are -inf in both runs: no difference, and no gradient.
-        delta = torch.where(here[full].isfinite(), source[full] - here[full], 0)
-        if steps:
-            line = [(i + 0.5) / steps for i in range(steps)]
-            midway = (Replace({full: here[full] + t * delta}) for t in line)
-            every = [gradients(model, tokens, [full], score, pairs.read, tap)[full] for tap in midway]
-            grads[full] = torch.stack(every).mean(0)
-        per_layer.append(_sum_to_cells(delta * grads[full], site, axes))
-    estimate = _with_layer_axis(torch.stack(per_layer), axes)
-    return Sweep(base + estimate, tuple(axes.split()), base, target, direction, _numbers(names))
-
-
-def _sum_to_cells(x: Tensor, site: str, axes: str) -> Tensor:
-    """x [batch, *site axes] summed over what is no cell axis: [*cell axes, batch]."""
-    _cells(x.shape[1:], site, axes)  # checks the names
-    own = SITES[site].axes.split()
-    wanted = [name for name in axes.split() if name != "layer"]
-    drop = [i for i, name in enumerate(own) if i > 0 and name not in wanted]
-    x = x.sum(drop) if drop else x
-    kept = [name for name in own if name == "batch" or name in wanted]
-    return x.permute([*(kept.index(name) for name in wanted), 0])
-
-
 # --- The names of TransformerLens ------------------------------------------------------------------------------------
 
 
@@ -667,7 +612,7 @@ def get_act_patch(
     patching_metric: Callable[[Tensor], Tensor],
 ) -> Tensor:
     """[*axes]: patching_metric(logits [batch, pos, d_vocab]) -> number, of the corrupted run with each cell clean."""
-    names = _sites(model, site, None)
+    names = sites_of(model, site, None)
     source = {full: clean_cache[full] for full in names.values()}
 
     def score(outputs: Tensor) -> Tensor:

@@ -1,24 +1,20 @@
-"""Probes: can a variable be read off activations, by how simple a reader, and is that more than the input gives away?
+"""Probes: can a variable be read off activations, by how simple a reader?
 
-1. `as_rows` lays activations [*layer, batch, pos, d] and a latent's values [batch, pos, ...] out as rows.
-   `split_by_group` puts whole sequences on one side: positions of one sequence share tokens, so splitting them leaks.
-2. `Moments`: means, scatter and class sums. Everything closed-form (ridge, LDA, mass-mean, sparse selection, LEACE) is
+1. `Moments`: means, scatter and class sums. Everything closed-form (ridge, LDA, mass-mean, sparse selection, LEACE) is
    a function of them, so all layers and all targets share one pass over the data. Moments of pieces add up.
-3. `fit` -> `Probe` (ridge, lda, mass_mean, logistic), `fit_sparse` -> `Probe` on k columns, `fit_mlp` -> `MLPProbe`.
-4. `evaluate`: accuracy, balanced accuracy, AUROC or R^2, each with its count and a standard error over sequences.
-5. `ladder`: the same probe on the input, an untrained network, the trained one, and on shuffled or control labels.
+2. `fit` -> `Probe` (ridge, lda, mass_mean, logistic), `fit_mlp` -> `MLPProbe`.
 
-Sources: Alain and Bengio 2016 (arXiv 1610.01644); Hewitt and Liang 2019 (arXiv 1909.03368; control tasks);
-Gurnee et al. 2023 (arXiv 2305.01610; k-sparse); Marks and Tegmark 2023 (arXiv 2310.06824; mass-mean).
+Sources: Alain and Bengio 2016 (arXiv 1610.01644); Marks and Tegmark 2023 (arXiv 2310.06824; mass-mean).
 Knows tensors only.
 Classes are integers, -1 where the variable is undefined (those rows are left out); reals are regressed on.
-Letters: l layers, n rows, d activations, t targets, c classes. Read next: erasure.py.
+Letters: l layers, n rows, d activations, t targets, c classes. Read next: probe_scores.py (is what a probe reads more
+than the input gives away?), sparse_probes.py (a few columns), erasure.py.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -28,60 +24,6 @@ from scipy import optimize
 from torch import Tensor
 
 from toylab.errors import UserError, one_of, require
-
-# --- Rows and splits -------------------------------------------------------------------------------------------------
-
-
-def as_rows(x: Float[Tensor, "*layer batch pos d"], values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Activations and a latent's values [batch, pos, ...] as (x [*layer, n, d], y [n, target], group [n]).
-
-    Row number = sequence * pos + position; group is the sequence number. Targets are the trailing axes of `values`,
-    flattened (the 64 squares of a board).
-    """
-    require(
-        values.shape[:2] == x.shape[-3:-1],
-        f"values of shape {tuple(values.shape)} arrived with activations {tuple(x.shape)}; "
-        f"expected [batch={x.shape[-3]}, pos={x.shape[-2]}, ...]",
-    )
-    batch, pos = values.shape[:2]
-    group = torch.arange(batch, device=values.device).repeat_interleave(pos)
-    return x.flatten(-3, -2), values.reshape(batch * pos, -1), group
-
-
-def split_by_group(
-    group: Int[Tensor, " n"], frac_train: float, generator: torch.Generator
-) -> tuple[Int[Tensor, " train"], Int[Tensor, " test"]]:
-    """Row numbers (train, test) such that no group (sequence, game) is on both sides; groups are drawn at random."""
-    require(0 < frac_train < 1, f"frac_train={frac_train} is outside (0, 1); 0.8 is usual")
-    names, member = group.unique(return_inverse=True)
-    n_train = round(frac_train * len(names))
-    require(
-        0 < n_train < len(names),
-        f"frac_train={frac_train} of {len(names)} groups leaves one side empty; take more sequences",
-    )
-    chosen = torch.zeros(len(names), dtype=torch.bool)
-    chosen[torch.randperm(len(names), generator=generator)[:n_train]] = True
-    in_train = chosen.to(member.device)[member]
-    return in_train.nonzero().squeeze(1), (~in_train).nonzero().squeeze(1)
-
-
-def control_labels(
-    types: Int[Tensor, " n"], y: Int[Tensor, "n target"], generator: torch.Generator
-) -> Int[Tensor, "n target"]:
-    """Hewitt and Liang's control task: a fixed random class for every type (token, last move), the marginals of y.
-
-    The class of a type is drawn from the rows of y where it is defined; undefined rows stay -1. A probe that does
-    well on these labels has memorised types; selectivity = accuracy(y) - accuracy(control).
-    """
-    _, member = types.unique(return_inverse=True)
-    n_types = int(member.max()) + 1
-    columns = []
-    for column in y.T:
-        defined = column[column >= 0]
-        drawn = defined[torch.randint(len(defined), (n_types,), generator=generator)]
-        columns.append(torch.where(column >= 0, drawn[member], -1))
-    return torch.stack(columns, 1)
-
 
 # --- Moments ---------------------------------------------------------------------------------------------------------
 
@@ -295,6 +237,11 @@ def count_classes(y: Tensor) -> Int[Tensor, " target"]:
     return torch.zeros(y.shape[1], dtype=torch.long) if y.is_floating_point() else y.int().amax(0).long() + 1
 
 
+def defined_rows(y: Int[Tensor, "n target"]) -> Bool[Tensor, " n"]:
+    """True where every target is defined."""
+    return (y >= 0).all(1)
+
+
 def shared_rows(y: Tensor, n_classes: Tensor) -> Iterator[tuple[Tensor, Tensor | None, int]]:
     """(targets, their rows or None for all, number of classes): targets that one solve can serve."""
     everywhere = y.is_floating_point() or int(y.int().min()) >= 0
@@ -317,18 +264,18 @@ def _ridge(x: Tensor, y: Tensor, n_classes: int, penalty: float) -> tuple[Tensor
 
 def _lda(x: Tensor, y: Tensor, n_classes: int, penalty: float, m: Moments | None = None) -> tuple[Tensor, Tensor]:
     m = class_moments(x, y, n_classes) if m is None else m
-    to_mean, prior = _class_means(m)
-    weight = _lda_weight(m, m.scatter, to_mean, prior, n_classes, penalty)
+    to_mean, prior = class_means(m)
+    weight = lda_weight(m, m.scatter, to_mean, prior, n_classes, penalty)
     bias = prior.log() - torch.einsum("lkd,ldk->lk", weight, m.mean[..., None] + to_mean / 2)
     return _per_class(weight, bias, m, n_classes)
 
 
-def _class_means(m: Moments) -> tuple[Tensor, Tensor]:
+def class_means(m: Moments) -> tuple[Tensor, Tensor]:
     """(class mean - mean [l, d, t * c], 0 for classes without rows; prior [t * c])."""
     return torch.where(m.y_mean > 0, m.cross / (m.n * m.y_mean), 0), m.y_mean.clamp_min(0)
 
 
-def _lda_weight(m: Moments, scatter: Tensor, to_mean: Tensor, prior: Tensor, n_classes: int, penalty: float) -> Tensor:
+def lda_weight(m: Moments, scatter: Tensor, to_mean: Tensor, prior: Tensor, n_classes: int, penalty: float) -> Tensor:
     """S^-1 (class mean - mean) as [l, t * c, d], S the pooled within-class covariance plus penalty.
 
     n S = A - B B^T with A the total scatter (plus n penalty I), which all targets share, and B the columns
@@ -348,7 +295,7 @@ def _lda_weight(m: Moments, scatter: Tensor, to_mean: Tensor, prior: Tensor, n_c
 
 def _mass_mean(x: Tensor, y: Tensor, n_classes: int, penalty: float) -> tuple[Tensor, Tensor]:
     m = class_moments(x, y, n_classes)
-    weight = _class_means(m)[0].mT
+    weight = class_means(m)[0].mT
     bias = -torch.einsum("lkd,lkd->lk", weight, m.mean[:, None] + weight / 2)
     return _per_class(weight, bias, m, n_classes)
 
@@ -471,139 +418,6 @@ FAMILIES: dict[str, Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]
 }
 
 
-# --- Probes on k columns ---------------------------------------------------------------------------------------------
-
-SELECTIONS = ("mean_difference", "f_statistic", "forward", "adaptive", "random")
-
-
-def fit_sparse(
-    x: Float[Tensor, "*layer n d"],
-    y: Tensor,
-    k: int,
-    select: str,
-    penalty: float = 0.0,
-    generator: torch.Generator | None = None,
-) -> Probe:
-    """An LDA probe on the k best columns (neurons), by layer and target; zeros elsewhere, `support` says which.
-
-    mean_difference  largest |class mean - mean of the rest| in standard deviations, over the target's classes
-    f_statistic      one-way analysis of variance: between / within
-    forward          greedy: each time the column that lowers the squared error most, given those already in
-    adaptive         a dense ridge, then the half with the largest weights (times standard deviation), again down to k
-    random           a control; needs the generator
-
-    penalty is that of the refit (S + penalty I, on standardised columns also during `adaptive`).
-    Source: Gurnee et al. 2023, section 4 and their code. Known exactly: planted columns, and of two copies of one
-    column `forward` takes one while `mean_difference` takes both.
-    """
-    one_of("select", select, SELECTIONS)
-    d = x.shape[-1]
-    require(1 <= k <= d, f"k={k}: 1 to {d}, the number of columns")
-    require(select != "random" or generator is not None, "select='random' needs a generator")
-    y = checked_labels(y, x.shape[-2])
-    require(not y.is_floating_point(), "sparse probes need classes (integers)")
-    layers, flat = x.shape[:-2], x.reshape(-1, *x.shape[-2:])
-    n_classes = count_classes(y)
-    weight = flat.new_zeros(len(flat), y.shape[1], int(n_classes.max()), d)
-    bias = flat.new_full(weight.shape[:-1], -torch.inf)
-    support = torch.zeros(len(flat), y.shape[1], k, dtype=torch.long)
-    for targets, rows, c in shared_rows(y, n_classes):
-        xs, ys = (flat, y[:, targets]) if rows is None else (flat[:, rows], y[rows][:, targets])
-        m = class_moments(xs, ys, c)
-        chosen = _ranking(m, c, k, select, penalty, generator)
-        w, b = _refit(m, c, chosen, penalty)
-        weight[:, targets, :c], bias[:, targets, :c], support[:, targets] = w.to(weight), b.to(bias), chosen
-    lead = (*layers, y.shape[1])
-    return Probe(
-        f"sparse {select}", weight.reshape(*lead, -1, d), bias.reshape(*lead, -1), n_classes, support.reshape(*lead, k)
-    )
-
-
-def _ranking(m: Moments, c: int, k: int, select: str, penalty: float, generator: torch.Generator | None) -> Tensor:
-    """The k columns chosen, best first: [l, t, k]."""
-    to_mean, prior = (value.unflatten(-1, (-1, c)) for value in _class_means(m))  # [l, d, t, c], [t, c]
-    to_mean = to_mean.movedim(1, -1)  # [l, t, c, d]
-    n_layers, t, _, d = to_mean.shape
-    total = (m.scatter.diagonal(dim1=-2, dim2=-1) / m.n)[:, None]  # [l, 1, d]
-    floor = m.rtol * total.amax(-1, keepdim=True).clamp_min(torch.finfo(total.dtype).tiny)
-    std = torch.maximum(total, floor).sqrt()
-    if select == "random":
-        return torch.rand(n_layers, t, d, generator=generator).topk(k).indices
-    if select == "mean_difference":
-        # mean - mean of the rest = (mean - overall) / (1 - prior)
-        rest = (1 - prior).clamp_min(0.5 / m.n)[..., None]
-        return ((to_mean.abs() / rest).amax(-2) / std).topk(k).indices
-    if select == "f_statistic":
-        between = (prior[..., None] * to_mean**2).sum(-2)
-        return (between / torch.maximum(total - between, floor)).topk(k).indices
-    corr = m.scatter / m.n / std.mT / std  # standardised columns from here on
-    cross = (prior[..., None] * to_mean) / std[:, :, None]  # covariance with the indicators [l, t, c, d]
-    if select == "forward":
-        return _forward(corr, cross, k, m.rtol)
-    kept, left = torch.ones(n_layers, t, d, dtype=torch.bool), d
-    while True:
-        # A column that is out gets a unit diagonal and nothing else, so one solve serves every support.
-        inside = kept[..., :, None] & kept[..., None, :]
-        system = torch.where(inside, corr[:, None], torch.eye(d, dtype=corr.dtype))
-        coef = solve(system, max(penalty, 1e-6), (cross * kept[:, :, None]).mT, m.rtol)
-        size = torch.where(kept, coef.norm(dim=-1), -1)
-        if left == k:
-            return size.topk(k).indices
-        left = max(k, left // 2)
-        kept = torch.zeros_like(kept).scatter_(-1, size.topk(left).indices, True)
-
-
-def _forward(corr: Tensor, cross: Tensor, k: int, rtol: float) -> Tensor:
-    """Greedy least squares by pivoted Cholesky: what a column adds is (covariance with the rest of y)^2 / its own rest.
-
-    corr [l, d, d], cross [l, t, c, d]; after column j entered, everything is projected off it.
-    """
-    t = cross.shape[1]
-    rest = corr.diagonal(dim1=-2, dim2=-1)[:, None].repeat(1, t, 1)
-    chosen: list[Tensor] = []
-    bases: list[Tensor] = []
-    layer = torch.arange(len(cross))[:, None]
-    for _ in range(k):
-        open_ = rest > 10 * rtol  # what is left of a copy of a chosen column is rounding
-        gain = torch.where(open_, (cross**2).sum(-2) / torch.where(open_, rest, 1), -1.0)
-        for j in chosen:
-            gain.scatter_(-1, j[..., None], -torch.inf)
-        j = gain.argmax(-1)  # [l, t]
-        at = j[..., None]
-        basis = corr[layer, j] - sum(b * b.gather(-1, at) for b in bases)
-        size = rest.gather(-1, at)
-        basis = torch.where(size > 10 * rtol, basis / size.clamp_min(rtol).sqrt(), 0)
-        cross = cross - cross.gather(-1, at[:, :, None].expand(-1, -1, cross.shape[2], -1)) * (
-            basis / size.clamp_min(rtol).sqrt()
-        ).unsqueeze(2)
-        rest = (rest - basis**2).clamp_min(0)
-        chosen.append(j)
-        bases.append(basis)
-    return torch.stack(chosen, -1)
-
-
-def _refit(m: Moments, c: int, chosen: Tensor, penalty: float) -> tuple[Tensor, Tensor]:
-    """LDA on the chosen columns, from the same moments: weight [l, t, c, d], bias [l, t, c]."""
-    n_layers, t = chosen.shape[:2]
-    to_mean, prior = _class_means(m)
-    layer = torch.arange(n_layers)[:, None, None]
-    small = m.scatter[layer[..., None], chosen[..., :, None], chosen[..., None, :]]  # [l, t, k, k]
-    own = to_mean.unflatten(-1, (t, c)).permute(0, 2, 1, 3)  # [l, t, d, c]
-    own = own.gather(2, chosen[..., None].expand(-1, -1, -1, c))
-    # Each (layer, target) now has its own columns, so each is a layer of one target.
-    mean = m.mean[layer, chosen]
-    weight, bias = [], []
-    for i in range(t):  # priors differ by target; layers go together
-        p = prior.reshape(t, c)[i]
-        w = _lda_weight(m, small[:, i], own[:, i], p, c, penalty)  # [l, c, k]
-        b = p.log() - torch.einsum("lck,lkc->lc", w, mean[:, i, :, None] + own[:, i] / 2)
-        weight.append(w)
-        bias.append(torch.where(p > 0.5 / m.n, b, -torch.inf))
-    dense = m.mean.new_zeros(n_layers, t, c, m.mean.shape[-1])
-    dense.scatter_(-1, chosen[:, :, None].expand(-1, -1, c, -1), torch.stack(weight, 1))
-    return dense, torch.stack(bias, 1)
-
-
 # --- MLP probes ------------------------------------------------------------------------------------------------------
 
 
@@ -694,208 +508,3 @@ def fit_mlp(
         b_out=shaped(b_out[:, :, 0] + blocked),
         n_classes=n_classes,
     )
-
-
-# --- How well --------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Metric:
-    """A number per layer and target with its standard error (over groups) and the count of defined rows [target]."""
-
-    value: Float[Tensor, "*layer target"]
-    stderr: Float[Tensor, "*layer target"]
-    n: Int[Tensor, " target"]
-
-
-def evaluate(
-    probe: Probe | MLPProbe, x: Float[Tensor, "*layer n d"], y: Tensor, group: Int[Tensor, " n"] | None = None
-) -> dict[str, Metric]:
-    """accuracy, balanced_accuracy and auroc of the probe on these rows; r2 for reals. Undefined rows do not count."""
-    y = y[:, None] if y.ndim == 1 else y
-    require(
-        len(y) == x.shape[-2] and y.shape[1] == len(probe.n_classes),
-        f"labels of shape {tuple(y.shape)} arrived; expected [{x.shape[-2]}, {len(probe.n_classes)}]",
-    )
-    scores = probe.scores(x)
-    predicted = predictions(scores, probe.n_classes)
-    if y.is_floating_point():
-        return {"r2": r2(predicted, y, group)}
-    return {
-        "accuracy": accuracy(predicted, y, group),
-        "balanced_accuracy": balanced_accuracy(predicted, y, group),
-        "auroc": auroc(class_contrasts(scores), y, group),
-    }
-
-
-def accuracy(predicted: Int[Tensor, "*layer n target"], y: Tensor, group: Tensor | None = None) -> Metric:
-    """Share of the defined rows that are right."""
-    defined = (y >= 0).double()
-    n = defined.sum(0)
-    right = (predicted == y).double()
-    value = (right * defined).sum(-2) / n
-    return _metric(value, (right - value.unsqueeze(-2)) * defined, n, group)
-
-
-def balanced_accuracy(predicted: Int[Tensor, "*layer n target"], y: Tensor, group: Tensor | None = None) -> Metric:
-    """Mean over the classes that occur of the share of their rows that are right: 1/classes for a constant answer."""
-    defined = (y >= 0).double()
-    n = defined.sum(0)
-    size = torch.zeros(int(y.max()) + 1, y.shape[1], dtype=torch.double).scatter_add_(0, y.clamp_min(0), defined)
-    index = y.clamp_min(0)
-    weight = defined / size.gather(0, index).clamp_min(1)  # one over the size of the row's class
-    right = (predicted == y).double()
-    of_class = right.new_zeros(*right.shape[:-2], *size.shape)
-    of_class.scatter_add_(-2, index.expand_as(right), right * weight)
-    occurring = (size > 0).sum(0)
-    influence = (right - of_class.gather(-2, index.expand_as(right))) * weight * n / occurring
-    return _metric(of_class.sum(-2) / occurring, influence, n, group)
-
-
-def r2(predicted: Float[Tensor, "*layer n target"], y: Tensor, group: Tensor | None = None) -> Metric:
-    """1 - squared error / squared distance from the mean of y: 1 perfect, 0 no better than the mean, and below."""
-    n = torch.full((y.shape[1],), len(y), dtype=torch.double)
-    error, spread = (predicted - y).double() ** 2, (y - y.mean(0)).double() ** 2
-    ratio = error.sum(-2) / spread.sum(0)
-    influence = -(error - ratio.unsqueeze(-2) * spread) * n / spread.sum(0)
-    return _metric(1 - ratio, influence, n, group)
-
-
-def class_contrasts(scores: Float[Tensor, "*layer n target c"]) -> Float[Tensor, "*layer n target c"]:
-    """Each class's score minus the mean of the target's other classes: how strongly a row is called that class."""
-    valid = scores.isfinite()
-    filled = torch.where(valid, scores, 0)
-    others = (filled.sum(-1, keepdim=True) - filled) / (valid.sum(-1, keepdim=True) - 1).clamp_min(1)
-    return torch.where(valid, filled - others, -torch.inf)
-
-
-def auroc(
-    contrasts: Float[Tensor, "*layer n target c"], y: Int[Tensor, "n target"], group: Tensor | None = None
-) -> Metric:
-    """P(a row of the class ranks above one that is not) + half the ties; the mean over one-versus-rest classes.
-
-    Classes without a row, or without a row outside, do not count. Standard error after DeLong et al. 1988: each row's
-    influence is the share of the other side that it beats. A constant score gives exactly 1/2.
-    """
-    n = (y >= 0).sum(0).double()
-    value = contrasts.new_zeros(*contrasts.shape[:-3], y.shape[1], dtype=torch.double)
-    influence = value.new_zeros(*value.shape, len(y))
-    occurring = torch.zeros(y.shape[1], dtype=torch.double)
-    for c in range(contrasts.shape[-1]):  # one class at a time: the sorted copies are large
-        inside, outside = (y == c).T, ((y != c) & (y >= 0)).T  # [t, n]
-        usable = inside.any(1) & outside.any(1)
-        # With two classes both rankings are the same one reversed.
-        if not usable.any() or (c == 0 and contrasts.shape[-1] == 2):
-            continue
-        score = contrasts[..., c].mT.double().contiguous()
-        wins = torch.where(inside, _share_below(score, outside), 1 - _share_below(score, inside))
-        n_in, n_out = (side.sum(1).clamp_min(1).double() for side in (inside, outside))
-        area = (wins * inside).sum(-1) / n_in
-        psi = (wins - area.unsqueeze(-1)) * (inside / n_in[:, None] + outside / n_out[:, None])
-        value = value + torch.where(usable, area, 0)
-        influence = influence + psi * usable[:, None]
-        occurring += usable
-    require(bool((occurring > 0).all()), "AUROC needs rows of at least two classes for every target")
-    return _metric(value / occurring, (influence * (n / occurring)[:, None]).mT, n, group)
-
-
-def _share_below(score: Tensor, side: Tensor) -> Tensor:
-    """For every row the share of the rows in `side` that score lower, ties counting half. score [..., t, n]."""
-    ordered = torch.where(side, score, torch.inf).sort(-1).values.contiguous()
-    below, up_to = (torch.searchsorted(ordered, score, right=right) for right in (False, True))
-    # Scores of -inf or inf do not occur among usable classes; the padding is +inf and lies above every score.
-    return (below + up_to).double() / 2 / side.sum(-1, keepdim=True).clamp_min(1)
-
-
-def _metric(value: Tensor, influence: Tensor, n: Tensor, group: Tensor | None) -> Metric:
-    """Standard error from per-row influences [..., n, t] that sum to 0: rows of one group are not independent."""
-    rows = influence.shape[-2]
-    member = torch.arange(rows) if group is None else group.unique(return_inverse=True)[1]
-    n_groups = int(member.max()) + 1
-    sums = influence.new_zeros(*influence.shape[:-2], n_groups, influence.shape[-1]).index_add_(-2, member, influence)
-    correction = n_groups / max(1, n_groups - 1)
-    return Metric(value, (sums.pow(2).sum(-2) * correction).sqrt() / n, n.long())
-
-
-# --- The ladder of controls ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class Ladder:
-    """What the same probe reads from different things, on the same held-out sequences.
-
-    rungs:       name -> Metric; "majority" (the constant answer fitted on the training rows), then the activations.
-    shuffled:    name -> Metric with the labels permuted over rows: what fitting alone gives.
-    control:     name -> Metric on control labels (a random class per type); empty without types.
-    """
-
-    metric: str
-    input: str
-    rungs: dict[str, Metric]
-    shuffled: dict[str, Metric]
-    control: dict[str, Metric]
-
-    @property
-    def gain(self) -> dict[str, Tensor]:
-        """Rung minus the input-only rung: what the network adds to what its input gives away."""
-        return {name: rung.value - self.rungs[self.input].value for name, rung in self.rungs.items()}
-
-    @property
-    def selectivity(self) -> dict[str, Tensor]:
-        """Rung minus the same probe on control labels (Hewitt and Liang 2019)."""
-        return {name: self.rungs[name].value - control.value for name, control in self.control.items()}
-
-
-def ladder(
-    activations: Mapping[str, Float[Tensor, "... n d"]],
-    y: Tensor,
-    group: Int[Tensor, " n"],
-    fit_probe: Callable[[Tensor, Tensor], Probe | MLPProbe],
-    generator: torch.Generator,
-    metric: str = "accuracy",
-    input: str = "input",
-    frac_train: float = 0.8,
-    types: Int[Tensor, " n"] | None = None,
-) -> Ladder:
-    """Fit `fit_probe(x, y)` on each of the named activations and score it on sequences it has not seen.
-
-    activations: for instance {"input": one-hot tokens so far, "untrained": ..., "trained": ...}, each [*layer, n, d]
-    with the same rows. metric: one of what `evaluate` gives. types: [n], for control labels. The caller brings the
-    untrained network's and the input's activations; nothing here knows models.
-    Null: on shuffled labels every rung is at the majority rung (accuracy) or 1/2 (AUROC) up to its standard error.
-    """
-    one_of("input", input, activations)
-    y = checked_labels(y, len(group))
-    known = ("r2",) if y.is_floating_point() else ("accuracy", "balanced_accuracy", "auroc")
-    one_of("metric", metric, known)
-    for name, x in activations.items():
-        require(x.shape[-2] == len(y), f"{name} has {x.shape[-2]} rows, the labels {len(y)}")
-    train, test = split_by_group(group, frac_train, generator)
-    mixed = y[torch.randperm(len(y), generator=generator)]
-    types_y = None if types is None else control_labels(types, y, generator)
-
-    def climb(x: Tensor, labels: Tensor) -> Metric:
-        probe = fit_probe(x[..., train, :], labels[train])
-        return evaluate(probe, x[..., test, :], labels[test], group[test])[metric]
-
-    rungs = {"majority": _majority(y[train], y[test], group[test], metric)}
-    rungs |= {name: climb(x, y) for name, x in activations.items()}
-    shuffled = {name: climb(x, mixed) for name, x in activations.items()}
-    control = {} if types_y is None else {name: climb(x, types_y) for name, x in activations.items()}
-    return Ladder(metric, input, rungs, shuffled, control)
-
-
-def _majority(y_train: Tensor, y_test: Tensor, group: Tensor, metric: str) -> Metric:
-    """The metric of the best constant answer: the commonest class, or the mean."""
-    if metric == "r2":
-        return r2(y_train.mean(0).expand_as(y_test), y_test, group)
-    counts: Float[Tensor, "c target"] = F.one_hot(y_train + 1)[..., 1:].sum(0).T.float()
-    constant = counts.argmax(0).expand_as(y_test)
-    if metric == "auroc":
-        return auroc(torch.zeros(*y_test.shape, len(counts)), y_test, group)
-    return {"accuracy": accuracy, "balanced_accuracy": balanced_accuracy}[metric](constant, y_test, group)
-
-
-def defined_rows(y: Int[Tensor, "n target"]) -> Bool[Tensor, " n"]:
-    """True where every target is defined."""
-    return (y >= 0).all(1)

@@ -18,7 +18,7 @@ All are one-layer, one-head `Transformer`s without norm or positions. The residu
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import pi
 from typing import Literal
@@ -328,3 +328,17 @@ def _check(p: int, freqs: Sequence[int], amplitudes: Sequence[float], decoys: Ad
         len(amplitudes) == len(freqs), f"{len(amplitudes)} amplitudes for {len(freqs)} frequencies; give one for each"
     )
     require(decoys.copies >= 1, f"copies={decoys.copies}: 1 (no duplicate) or more")
+
+
+# Every adder at the size it is shown and tested with, mod 31. An exam runs over all of them.
+ADDERS: dict[str, Callable[[], KnownModel]] = {
+    "clock": lambda: clock_adder(31, (5,)),
+    "clock, 3 frequencies, decoys": lambda: clock_adder(31, (3, 7, 11), (1.0, 2.0, 1.5), AdderDecoys((2,), (9,))),
+    "quadratic adder, copies": lambda: quadratic_adder(31, (4, 13), decoys=AdderDecoys((6,), (10,), copies=2)),
+    "pizza": lambda: pizza_adder(31, (5,)),
+    "pizza, 3 frequencies, decoys": lambda: pizza_adder(
+        31, (3, 7, 11), (1.0, 2.0, 1.5), decoys=AdderDecoys((2,), (9,))
+    ),
+    "memoriser": lambda: memoriser(clock_adder(31, (5,)).task, 0),  # type: ignore[arg-type]
+    "random adder": lambda: random_adder(31, 32, 64, seed=1),
+}

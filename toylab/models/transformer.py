@@ -440,7 +440,7 @@ def per_head(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
 
 
 def softmax(scores: Tensor) -> Tensor:
-    """scores.softmax(-1) in the memory order in which they come: torch would copy them to make the last axis adjacent."""
+    """scores.softmax(-1) in the memory order they come in; torch would copy them to make the last axis adjacent."""
     return scores.softmax(-1) if scores.stride(-1) == 1 else scores.movedim(-1, 0).softmax(0).movedim(0, -1)
 
 
