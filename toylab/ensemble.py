@@ -2,7 +2,9 @@
 
 1. Every member is an ordinary Trainer with its own generators: it starts from its solo twin's exact bits.
 2. Stack them: one row of weights and optimiser state per member; the trainers' tensors become views of their rows.
-3. Advance: torch.func.vmap over the gradient of the member loss, then one optimiser update of all rows.
+3. Advance: torch.func.vmap over the gradient of the member loss, then one optimiser update of all rows. A model whose
+   forward pass takes a leading member axis as it is (`broadcasts`) is differentiated without vmap, which costs more
+   than the arithmetic of a small one; a task that can draw for many members at once (`sample_stack`) does.
 4. Each member is evaluated, saved and finished by its own Session, as in train.py; finished and diverged rows leave.
 
 How close to the solo twin. Members compute what their twins compute, but a batched matrix product may add floats in
@@ -28,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 from tqdm import tqdm
@@ -36,11 +39,13 @@ from toylab.config import flatten
 from toylab.data import Batch
 from toylab.errors import UserError, require
 from toylab.experiment import Experiment
-from toylab.losses import batch_loss
+from toylab.losses import batch_loss, loss_named
 from toylab.optim import OptimSpec
 from toylab.rundir import RunDir, provenance
 from toylab.runs import RunGroup
 from toylab.train import Diverged, Interrupted, Session, Trainer, begin, resumed_threads, signals_caught
+
+SLICE = 2**20  # numbers: inputs of this many stay in the caches through a forward and backward pass
 
 # What changes only the numbers of a member, never the program that all of them share.
 FREE = (
@@ -175,6 +180,16 @@ def _took(session: Session, loss: float) -> bool:
     return True
 
 
+def seconds_per_step(experiments: Sequence[Experiment], steps: int = 3) -> float:
+    """Of all members together, measured on throwaway trainers, for the estimate that is printed before a run."""
+    stack = Stacked([Trainer(e) for e in experiments])
+    stack.advance()
+    start = time.perf_counter()
+    for _ in range(steps):
+        stack.advance()
+    return (time.perf_counter() - start) / steps
+
+
 def _suspend(live: list[Session], number: int) -> None:
     for session in live:
         session.suspend()
@@ -207,8 +222,18 @@ class Stacked:
             for p, row in zip(trainer.model.parameters(), self.weights[i].split(self.sizes), strict=True):
                 p.data = row.view(p.shape)
         self._full = None if first._full is None else stack_batches([t.next_batch() for t in trainers])
+        streams = first.split.train is None
+        self._draws_together = streams and hasattr(first.experiment.task, "sample_stack")
+        self._broadcasts = getattr(first.model, "broadcasts", False)
+        if self._broadcasts:
+            inputs = first.split.all[:1].inputs
+            batch_loss(self.experiment.loss, first.model(inputs), first.split.all[:1])  # refuses a loss that cannot be
+            self._slice = max(1, SLICE // (inputs.numel() * self._batch_rows()))
         self._gradient = vmap(grad_and_value(self._member_loss), in_dims=(0, 0, 0, 0))
         self._gradient_unweighted = vmap(grad_and_value(self._member_loss), in_dims=(0, 0, 0, None))
+
+    def _batch_rows(self) -> int:
+        return self._full.inputs.shape[1] if self._full is not None else self.experiment.train.batch_size or 1
 
     def _member_loss(self, weights: Tensor, inputs: Tensor, targets: Tensor, weight: Tensor | None) -> Tensor:
         """The loss of one member, from its row of weights [parameters]."""
@@ -220,14 +245,56 @@ class Stacked:
 
     def advance(self) -> list[float]:
         """One update of every member. Returns their losses before it."""
-        batch = stack_batches([t.next_batch() for t in self.trainers]) if self._full is None else self._full
-        gradient = self._gradient_unweighted if batch.weight is None else self._gradient
-        grads, losses = gradient(self.weights, batch.inputs, batch.targets, batch.weight)
+        grads, losses = self._gradient_by_slices() if self._broadcasts else self._gradient_by_vmap()
         step = self.trainers[0].step
         self.optimiser.update(grads, step, self.experiment.optim.lr_factor(step, self.experiment.train.steps))
         for trainer in self.trainers:
             trainer.step += 1
         return losses.tolist()
+
+    def _next_batch(self, members: slice = slice(None)) -> Batch:
+        """[member, rows, ...]: what each trainer's next_batch() gives."""
+        if self._full is not None:
+            return self._full[members]
+        trainers = self.trainers[members]
+        if not self._draws_together:
+            return stack_batches([t.next_batch() for t in trainers])
+        tasks, size = [t.experiment.task for t in trainers], self.experiment.train.batch_size
+        return tasks[0].sample_stack(tasks, size, [t.batches for t in trainers]).to(self.experiment.train.device)
+
+    def _gradient_by_vmap(self) -> tuple[Tensor, Tensor]:
+        """(gradients [member, parameters], losses [member])"""
+        batch = self._next_batch()
+        gradient = self._gradient_unweighted if batch.weight is None else self._gradient
+        return gradient(self.weights, batch.inputs, batch.targets, batch.weight)
+
+    def _gradient_by_slices(self) -> tuple[Tensor, Tensor]:
+        """The same, a few members at a time. The sum of their losses has the gradient of each in its own row."""
+        found = [self._slice_gradient(slice(i, i + self._slice)) for i in range(0, len(self.trainers), self._slice)]
+        return torch.cat([grads for grads, _ in found]), torch.cat([losses for _, losses in found])
+
+    def _slice_gradient(self, members: slice) -> tuple[Tensor, Tensor]:
+        batch, rows = self._next_batch(members), self.weights[members]
+        parts = [x.view(-1, *shape) for x, shape in zip(rows.split(self.sizes, 1), self.shapes.values(), strict=True)]
+        leaves = [x.detach().requires_grad_() for x in parts]
+        outputs = functional_call(self.model, dict(zip(self.shapes, leaves, strict=True)), (batch.inputs,))
+        losses = member_losses(self.experiment.loss, outputs, batch)
+        grads = torch.autograd.grad(losses.sum(), leaves)
+        return torch.cat([g.flatten(1) for g in grads], 1), losses.detach()
+
+
+def member_losses(name: str, outputs: Tensor, batch: Batch) -> Tensor:
+    """[member]: batch_loss of each member's rows of outputs [member, rows, ...]."""
+    if name == "mse" and outputs.dtype == batch.targets.dtype:
+        values = F.mse_loss(outputs, batch.targets, reduction="none")  # the same, in one pass each way
+    else:
+        values = loss_named(name)(outputs, batch.targets)
+    weight = batch.weight
+    if weight is None:
+        return values.flatten(1).mean(1)
+    if weight.stride(1) == 0:  # one weight for all rows, so that these can be averaged first
+        values, weight = values.mean(1, keepdim=True), weight[:, :1]
+    return (weight * values).flatten(1).sum(1) / (weight > 0).flatten(1).sum(1)
 
 
 def _row(parameters: Sequence[Tensor]) -> Tensor:

@@ -62,6 +62,9 @@ class Superposition(Tapped):
     W: Tensor
     W_1: Tensor
     W_2: Tensor
+    # `forward` is algebra on the last axes: with weights [member, ...] and inputs [member, batch, n_features] it is
+    # every member's forward pass (torch.func.functional_call), which is how ensembles run it.
+    broadcasts = True
 
     def __init__(self, spec: SuperpositionSpec, n_features: int):
         super().__init__()
@@ -80,18 +83,18 @@ class Superposition(Tapped):
                 p.copy_(torch.randn(p.shape, generator=generator) * std)
 
     def forward(
-        self, features: Float[Tensor, "batch n_features"], tap: Tap = no_tap
-    ) -> Float[Tensor, "batch n_features"]:
+        self, features: Float[Tensor, "*member batch n_features"], tap: Tap = no_tap
+    ) -> Float[Tensor, "*member batch n_features"]:
         """The reconstruction of the features (or of their absolute values)."""
         require(
-            features.shape[1] == self.n_features,
-            f"{features.shape[1]} features arrived; this model was made for n_features={self.n_features}",
+            features.shape[-1] == self.n_features,
+            f"{features.shape[-1]} features arrived; this model was made for n_features={self.n_features}",
         )
         W_in, W_out = (self.W_1, self.W_2) if self.spec.kind == "absolute" else (self.W, self.W)
         hidden = features.to(W_in.dtype) @ W_in
         if self.spec.kind in ("relu_hidden", "absolute"):
             hidden = tap("hidden_pre", None, hidden).relu()
-        out = tap("hidden", None, hidden) @ W_out.T + self.b
+        out = tap("hidden", None, hidden) @ W_out.mT + self.b.unsqueeze(-2)
         return out if self.spec.kind == "linear" else tap("features_pre", None, out).relu()
 
     def example_input(self) -> Tensor:
