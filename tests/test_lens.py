@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases.models import ALL_BIASES, REPEATED, TRANSFORMERS, rng, scrambled, spec
+from cases.models import ADDITION, ALL_BIASES, REPEATED, TRANSFORMERS, rng, scrambled, spec
 
 from toylab.errors import UserError
 from toylab.interp.lens import fit_tuned_lens, kl_to, logit_lens
@@ -74,7 +74,7 @@ def test_positions_can_be_chosen():
 
 
 def test_mistakes_are_explained():
-    model = scrambled(MLPSpec(4, 10, "relu", dtype="float64"), REPEATED)
+    model = scrambled(MLPSpec(4, 10, "relu", dtype="float64"), ADDITION)
     with pytest.raises(UserError, match="no residual stream"):
         fit_tuned_lens(model, REPEATED.sample(2, rng()).inputs, 1)
     with pytest.raises(UserError, match="steps=-1"):

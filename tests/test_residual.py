@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from cases.models import ALL_BIASES, REPEATED, TRANSFORMERS, rng, scrambled, spec
+from cases.models import ADDITION, ALL_BIASES, REPEATED, TRANSFORMERS, rng, scrambled, spec
 
 from toylab.errors import UserError
 from toylab.interp.residual import (
@@ -175,6 +175,6 @@ def test_mistakes_are_explained():
         decompose_resid(model, cache, 2, mlp_input=True)
     with pytest.raises(UserError, match="no mlp output comes before layer 0"):
         decompose_resid(model, cache, 0, mode="mlp", incl_embeds=False)
-    mlp = scrambled(MLPSpec(4, 10, "relu", dtype="float64"), REPEATED)
+    mlp = scrambled(MLPSpec(4, 10, "relu", dtype="float64"), ADDITION)
     with pytest.raises(UserError, match="no residual stream"):
-        decompose_resid(mlp, mlp.run_with_cache(REPEATED.sample(2, rng()).inputs)[1])
+        decompose_resid(mlp, mlp.run_with_cache(ADDITION.sample(2, rng()).inputs)[1])
