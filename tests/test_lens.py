@@ -76,6 +76,6 @@ def test_positions_can_be_chosen():
 def test_mistakes_are_explained():
     model = scrambled(MLPSpec(4, 10, "relu", dtype="float64"), ADDITION)
     with pytest.raises(UserError, match="no residual stream"):
-        fit_tuned_lens(model, REPEATED.sample(2, rng()).inputs, 1)
+        fit_tuned_lens(model, ADDITION.sample(2, rng()).inputs, 1)
     with pytest.raises(UserError, match="steps=-1"):
         fit_tuned_lens(scrambled(RICH, REPEATED), REPEATED.sample(2, rng()).inputs, -1)
