@@ -10,6 +10,7 @@ import torch
 
 from toylab.cli import main
 from toylab.cli.train import cells, name_apart
+from toylab.durable import Interrupted
 from toylab.ensemble import Stacked, StackedOptimiser, stack_batches, train_ensemble
 from toylab.errors import UserError
 from toylab.experiment import Experiment, Stop, Tracked, TrainSpec
@@ -24,7 +25,7 @@ from toylab.runs import Run, RunGroup
 from toylab.tasks.induction import RepeatedTokens
 from toylab.tasks.modular import ModularArithmetic
 from toylab.tasks.superposition import SparseFeatures
-from toylab.train import Interrupted, Trainer, train
+from toylab.train import Trainer, train
 from toylab.verify import verify
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")

@@ -115,10 +115,11 @@ def test_what_is_missing_is_trained_and_only_that(fake, tmp_path, capsys):
 
 
 def test_a_stopped_run_ends_the_command_with_its_status_and_says_how_to_go_on(fake, monkeypatch, capsys):
+    import toylab.durable
     import toylab.train
 
     def stopped(experiment, path):
-        raise toylab.train.Interrupted("stopped by SIGINT at step 3 of 6", 2)
+        raise toylab.durable.Interrupted("stopped by SIGINT at step 3 of 6", 2)
 
     monkeypatch.setattr(toylab.train, "train", stopped)
     assert fake() == 130

@@ -12,6 +12,7 @@ from cases.runs import VECTORS
 from torch import Tensor
 
 from toylab.data import generator
+from toylab.durable import Interrupted
 from toylab.errors import UserError
 from toylab.interp.sae import saelens
 from toylab.interp.sae.april import April
@@ -28,7 +29,7 @@ from toylab.interp.sae.spec import State, decoder_norms, geometric_median, knob_
 from toylab.interp.sae.standard import Standard
 from toylab.interp.sae.stream import Stream
 from toylab.interp.sae.topk import TopK
-from toylab.interp.sae.training import SAEInterrupted, SAETrainer, SAETraining, resample, train_sae
+from toylab.interp.sae.training import SAETrainer, SAETraining, resample, train_sae
 from toylab.interp.sae.transcoder import attribution, connections, from_tokens
 from toylab.snapshot import Snapshot
 
@@ -326,7 +327,7 @@ def test_resumed_is_uninterrupted_to_the_bit(variant, finite, tmp_path):
 
     whole = train_sae(specs, stream(), training)
     for kill_at in (14, 17):
-        with pytest.raises(SAEInterrupted, match=r"step 1. of 24.*same call"):
+        with pytest.raises(Interrupted, match=r"step 1. of 24.*same call"):
             train_sae(specs, stream(kill_at if kill_at == 14 else 3), training, tmp_path)
     done = train_sae(specs, stream(), training, tmp_path)
     again = train_sae(specs, stream(), training, tmp_path)  # finished: read, not trained

@@ -67,7 +67,8 @@ def test_stopped_at_every_kind_of_step_and_resumed_to_the_same_bits(kind, tmp_pa
 NURSERY = """
 import os, sys, torch
 from cases.runs import LONG
-from toylab.train import Interrupted, Trainer, train
+from toylab.durable import Interrupted
+from toylab.train import Trainer, train
 torch.set_num_threads(1)
 Trainer(LONG).advance()  # torch imports more at the first update
 for path in sys.stdin:

@@ -37,13 +37,14 @@ from tqdm import tqdm
 
 from toylab.config import flatten
 from toylab.data import Batch
+from toylab.durable import Interrupted, signals_caught
 from toylab.errors import UserError, require
 from toylab.experiment import Experiment
 from toylab.losses import batch_loss, loss_named
 from toylab.optim import OptimSpec
 from toylab.rundir import RunDir, provenance
 from toylab.runs import RunGroup
-from toylab.train import Diverged, Interrupted, Session, Trainer, begin, resumed_threads, signals_caught
+from toylab.train import Diverged, Session, Trainer, begin, resumed_threads
 
 SLICE = 2**20  # numbers: inputs of this many stay in the caches through a forward and backward pass
 

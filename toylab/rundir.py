@@ -15,7 +15,6 @@ complete. So a kill at any instant leaves a directory that the last state contin
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import json
 import math
@@ -33,25 +32,10 @@ from safetensors.torch import load, save
 from torch import Tensor
 from yaml import YAMLError
 
+from toylab.durable import cannot_write, write_atomic
 from toylab.errors import UserError
 
 FORMAT = 1
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """All of data at path, or nothing new. A full disk is a UserError that says what is safe."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        raise _cannot_write(path, len(data), error) from error
 
 
 def append_line(path: Path, record: dict[str, Any], sync: bool = False) -> None:
@@ -64,16 +48,7 @@ def append_line(path: Path, record: dict[str, Any], sync: bool = False) -> None:
             if sync:
                 os.fsync(file.fileno())
     except OSError as error:
-        raise _cannot_write(path, len(line), error) from error
-
-
-def _cannot_write(path: Path, size: int, error: OSError) -> UserError:
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-    reason = "the disk is full" if full else error.strerror
-    return UserError(
-        f"cannot write {size:,} bytes to {path}: {reason}; everything saved before is intact: "
-        "make room and give the same command again to go on from the last state"
-    )
+        raise cannot_write(path, len(line), error) from error
 
 
 def _plain(value: Any) -> Any:

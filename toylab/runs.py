@@ -35,9 +35,10 @@ from tqdm import tqdm
 
 from toylab.config import flatten
 from toylab.data import Split, generator
+from toylab.durable import write_atomic
 from toylab.errors import UserError, require
 from toylab.experiment import Experiment, scheduled_steps
-from toylab.rundir import RunDir, write_atomic
+from toylab.rundir import RunDir
 from toylab.snapshot import Labelled, Snapshot, Stack
 
 if TYPE_CHECKING:

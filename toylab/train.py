@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import math
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,6 +23,7 @@ from tqdm import tqdm
 
 from toylab.config import flatten
 from toylab.data import Batch, Split, generator
+from toylab.durable import Interrupted, signals_caught
 from toylab.errors import UserError, one_of, require
 from toylab.experiment import Experiment, scheduled_steps
 from toylab.losses import batch_loss
@@ -34,14 +33,6 @@ from toylab.runs import Run
 from toylab.snapshot import Labelled, Snapshot
 
 Sink = Callable[[int, dict[str, float]], None]
-
-
-class Interrupted(Exception):
-    """Training was asked to stop (SIGINT, SIGTERM) and has saved its state; `signal` is the number."""
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.signal = number
 
 
 class Diverged(UserError):
@@ -388,29 +379,6 @@ def resumed_threads(experiment: Experiment, directory: RunDir, fresh: bool = Fal
         yield
     finally:
         torch.set_num_threads(before)
-
-
-@contextmanager
-def signals_caught() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM instead of dying by them. A second one falls through to the usual handler."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    usual = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-
-    def handler(number: int, frame: FrameType | None) -> None:
-        received.append(number)
-        for n, previous in usual.items():
-            signal.signal(n, previous)
-
-    for n in usual:
-        signal.signal(n, handler)
-    try:
-        yield received
-    finally:
-        for n, previous in usual.items():
-            signal.signal(n, previous)
 
 
 def _on_device(split: Split, device: str) -> Split:

@@ -22,9 +22,10 @@ from toylab.claims import RunSet, judge, markdown, results, tally
 from toylab.cli.compose import compose, shipped
 from toylab.cli.figure import draw_figure
 from toylab.cli.train import duration, split_config
+from toylab.durable import Interrupted, write_atomic
 from toylab.errors import one_of, require
 from toylab.experiment import Experiment
-from toylab.rundir import RunDir, write_atomic
+from toylab.rundir import RunDir
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,7 @@ def train_missing(sets: list[RunSet], planned: list[Planned], command: str) -> i
     """Train what is missing, one run or stack after another. Exit status of a stopped one; diverged ones are passed
     over."""
     from toylab.ensemble import train_ensemble
-    from toylab.train import Diverged, Interrupted, train
+    from toylab.train import Diverged, train
 
     stacked = {s.key: s.stacked for s in sets}
     jobs: dict[Any, list[Planned]] = {}

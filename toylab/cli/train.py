@@ -31,7 +31,8 @@ def split_config(config: dict[str, Any]) -> tuple[Any, Path, bool]:
 
 
 def train_config(config: dict[str, Any], command: str, next_steps: bool = True) -> int:
-    from toylab.train import Interrupted, train
+    from toylab.durable import Interrupted
+    from toylab.train import train
 
     experiment, path, overwrite = split_config(config)
     announce(experiment, path, overwrite)
@@ -125,8 +126,8 @@ def sweep(overrides: list[str], config_dir: str | None) -> int:
 
 def ensemble(overrides: list[str], config_dir: str | None) -> int:
     """Every cell of the same comma syntax, trained as one program. Exit status 1 if a member diverged."""
+    from toylab.durable import Interrupted
     from toylab.ensemble import train_ensemble
-    from toylab.train import Interrupted
 
     configs = [compose(cell, config_dir) for cell in cells(overrides)]
     members = [split_config(config) for config in name_apart(configs)]

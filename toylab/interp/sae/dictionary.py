@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from toylab.config import build, to_node
+from toylab.durable import write_atomic
 from toylab.errors import UserError, require
 from toylab.interp.sae.spec import Params, SAESpec, decoder_norms, pre_bias
 from toylab.interp.sae.stream import Origin, SiteName
@@ -173,21 +173,6 @@ def _check_shapes(spec: SAESpec, params: Params) -> None:
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """All of data at path, or nothing new."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise UserError(f"cannot write {len(data):,} bytes to {path}: {error.strerror}") from error
 
 
 def read_json(path: Path) -> dict[str, Any]:

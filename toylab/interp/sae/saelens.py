@@ -16,9 +16,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from toylab.durable import write_atomic
 from toylab.errors import UserError, one_of, require
 from toylab.interp.sae.batch_topk import BatchTopK
-from toylab.interp.sae.dictionary import SAE, read_json, read_tensors, write_atomic
+from toylab.interp.sae.dictionary import SAE, read_json, read_tensors
 from toylab.interp.sae.gated import Gated
 from toylab.interp.sae.jumprelu import JumpReLU
 from toylab.interp.sae.spec import SAESpec

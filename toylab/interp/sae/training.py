@@ -22,10 +22,7 @@ import dataclasses
 import json
 import math
 import os
-import signal
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +34,9 @@ from tqdm import tqdm
 
 from toylab.config import to_node
 from toylab.data import generator
+from toylab.durable import Interrupted, signals_caught, write_atomic
 from toylab.errors import UserError, one_of, require
-from toylab.interp.sae.dictionary import SAE, load, read_json, read_tensors, save, write_atomic
+from toylab.interp.sae.dictionary import SAE, load, read_json, read_tensors, save
 from toylab.interp.sae.spec import (
     Params,
     SAESpec,
@@ -105,14 +103,6 @@ class Trained:
     history: dict[str, Tensor]
 
 
-class SAEInterrupted(Exception):
-    """Training was asked to stop and has saved its state (when it has a path); `signal` is the number."""
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.signal = number
-
-
 def train_sae(
     specs: Sequence[SAESpec],
     stream: Stream,
@@ -124,7 +114,7 @@ def train_sae(
     """Train all specs on the stream, as one program.
 
     Raises UserError when the specs cannot be stacked, would not fit into memory, when activations or losses are not
-    finite, and when the path holds other settings or activations. Raises SAEInterrupted after SIGINT or SIGTERM.
+    finite, and when the path holds other settings or activations. Raises Interrupted after SIGINT or SIGTERM.
     """
     settings = _settings(specs, stream, training)
     if path is not None and (finished := _finished(Path(path), settings)):
@@ -134,7 +124,7 @@ def train_sae(
         _resume(trainer, Path(path), settings)
     disable = None if progress else True
     with (
-        _interrupts() as received,
+        signals_caught() as received,
         tqdm(total=training.steps, initial=trainer.step, unit="step", disable=disable) as bar,
     ):
         while trainer.step < training.steps:
@@ -144,7 +134,7 @@ def train_sae(
                 _save_state(trainer, Path(path))
             if received and trainer.step < training.steps:
                 saved = f"{path} is saved: give the same call again to go on" if path else "it had no path to save to"
-                raise SAEInterrupted(f"stopped at step {trainer.step:,} of {training.steps:,}; {saved}", received[0])
+                raise Interrupted(f"stopped at step {trainer.step:,} of {training.steps:,}; {saved}", received[0])
     trained = Trained(trainer.dictionaries(), trainer.history())
     if path is not None:
         _finish(trained, Path(path), settings)
@@ -493,26 +483,3 @@ def _finish(trained: Trained, path: Path, settings: dict[str, Any]) -> None:
     write_atomic(path / "history.safetensors", safetensors.torch.save(history))
     write_atomic(path / "training.json", json.dumps(settings | {"finished": True}, indent=1).encode())
     (path / "state.safetensors").unlink(missing_ok=True)
-
-
-@contextmanager
-def _interrupts() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM, to be acted on between two steps; a second one falls through to its usual handler."""
-    received: list[int] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    usual = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
-
-    def handler(number: int, frame: Any) -> None:
-        received.append(number)
-        for n, previous in usual.items():
-            signal.signal(n, previous)
-
-    for n in usual:
-        signal.signal(n, handler)
-    try:
-        yield received
-    finally:
-        for n, previous in usual.items():
-            signal.signal(n, previous)
