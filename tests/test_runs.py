@@ -42,6 +42,30 @@ def group(tmp_path_factory):
     return path
 
 
+def test_untouched_checkpoints_are_not_hashed_again_and_touched_ones_are(run, monkeypatch):
+    """map reads whole runs: a file as training left it is taken as it is, any other is checked against its hash."""
+    hashed, read = [], type(run.dir).checkpoint_bytes
+    monkeypatch.setattr(
+        type(run.dir), "checkpoint_bytes", lambda d, step, m=None: hashed.append(step) or read(d, step, m)
+    )
+    table = run.map(Loss(), run.steps[:3])
+    assert not hashed
+    file = run.path / "checkpoints" / f"step_{run.steps[1]:08d}.safetensors"
+    file.write_bytes(file.read_bytes())  # the same bytes, written again
+    shutil.rmtree(run.path / "derived")
+    assert Run.open(run.path).map(Loss(), run.steps[:3]).equals(table)
+    assert hashed == [run.steps[1]]
+    flip_bit(file)
+    shutil.rmtree(run.path / "derived")
+    with pytest.raises(UserError, match="was changed: sha256"):
+        Run.open(run.path).map(Loss(), run.steps[:3])
+    (run.path / "stamps.jsonl").unlink()  # without stamps everything is hashed
+    shutil.rmtree(run.path / "derived")
+    hashed.clear()
+    assert Run.open(run.path).map(Loss(), run.steps[:1]).equals(table.isel(step=slice(0, 1)))
+    assert hashed == run.steps[:1]
+
+
 # Tools for map. They count their calls in a module-level list only where the test says so.
 
 

@@ -13,7 +13,7 @@ from cases.models import ADDITION, REPEATED, TRANSFORMERS, rng, scrambled, spec
 
 from toylab.errors import UserError
 from toylab.models.interop import from_transformer_lens, to_transformer_lens
-from toylab.models.transformer import TransformerSpec
+from toylab.models.transformer import BIASES, TransformerSpec
 from toylab.taps import Record, Replace
 from toylab.tasks.modular import ModularArithmetic
 
@@ -232,15 +232,61 @@ def test_forward_from_continues_any_stream(spec, task):
             close(model.forward_from(layer, resid[:, 1:], read=(0, -1), past=past), logits[:, [1, -1]])
 
 
-def test_the_lookup_path_is_taken_where_it_should_be(monkeypatch):
-    calls = []
-    model = scrambled(spec(), ADDITION)
-    lookup = model._attend_by_lookup
-    monkeypatch.setattr(model, "_attend_by_lookup", lambda *a: calls.append(1) or lookup(*a))
-    model(ADDITION.sample(2 * ADDITION.d_vocab, rng()).inputs, read=(-1,))
-    assert not calls
-    model(ADDITION.sample(2 * ADDITION.d_vocab + 1, rng()).inputs, read=(-1,))
-    assert calls
+@pytest.mark.parametrize("at", [0, 1, -1])
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {},
+        {"biases": BIASES},
+        {"biases": ()},
+        {"tied": True},
+        {"attention": "bidirectional"},
+        {"act": "gelu"},
+        {"positions": "none"},
+        {"positions": "sinusoidal", "attn_scale": 3.0},
+    ],
+    ids=str,
+)
+def test_one_token_asking_in_every_row_is_the_same_function(at, changed):
+    """Values and gradients of `_joined`, which must also be the path that is taken."""
+    model, x = scrambled(spec(**changed), ADDITION), ADDITION.sample(40, rng()).inputs.clone()
+    x[:, at] = 3
+    joined, taken = model._joined, []
+    model._joined = lambda *a: taken.append(a) or joined(*a)
+    slow, fast = model.forward(x)[:, [at]], model.forward_at(x, (at,))
+    assert taken
+    close(fast, slow)
+    direction = torch.randn(slow.shape, generator=rng(2), dtype=slow.dtype)
+    params = list(model.parameters())
+    wanted = torch.autograd.grad((slow * direction).sum(), params, allow_unused=True, materialize_grads=True)
+    got = torch.autograd.grad((fast * direction).sum(), params, allow_unused=True, materialize_grads=True)
+    for a, b in zip(wanted, got, strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("rows", "changed", "same", "path"),
+    [
+        (1, {}, True, "_attend"),  # 2 d_vocab rows or fewer: tables would not pay
+        (2, {}, True, "_joined"),
+        (2, {}, False, "_attend_by_lookup"),  # rows that ask from different tokens
+        (2, {"norm": "LN"}, True, "_attend_by_lookup"),
+        (2, {"attention_rate": 0.5}, True, "_attend_by_lookup"),
+        (2, {"d_mlp": 0}, True, "_attend_by_lookup"),
+        (2, {"positions": "rotary"}, True, "_attend"),
+        (2, {"n_layers": 2}, True, "_attend"),
+    ],
+)
+def test_which_fast_path_is_taken(rows, changed, same, path, monkeypatch):
+    model, calls = scrambled(spec(**changed), ADDITION), []
+    for name in ("_attend", "_attend_by_lookup", "_joined"):
+        inner = getattr(model, name)
+        monkeypatch.setattr(model, name, lambda *a, name=name, inner=inner: calls.append(name) or inner(*a))
+    x = ADDITION.sample(rows * ADDITION.d_vocab + rows - 1, rng()).inputs.clone()
+    if not same:
+        x[0, -1] = 0
+    model(x, read=(-1,))
+    assert calls == [path]
 
 
 @specs

@@ -3,6 +3,7 @@
     config.yaml               the experiment, resolved
     run.json                  format, status, seeds, versions, threads, timings
     manifest.jsonl            one line per checkpoint: step, file, bytes, sha256
+    stamps.jsonl              size and time of each checkpoint as it was written: see `read_checkpoint`
     checkpoints/step_*.safetensors    weights only
     states/step_*.<hash>.safetensors  weights, optimiser, generators: where training can go on from
     metrics.jsonl             one line per evaluation
@@ -28,7 +29,7 @@ import torch
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load, load_file, save
 from torch import Tensor
 from yaml import YAMLError
 
@@ -90,6 +91,11 @@ def about(data: bytes) -> dict[str, Any]:
         return {}
 
 
+def _stat(file: Path) -> list[int]:
+    found = file.stat()
+    return [found.st_size, found.st_mtime_ns]
+
+
 class RunDir:
     """Reading and writing one run directory. Paths only; what the tensors mean is the caller's business."""
 
@@ -97,6 +103,7 @@ class RunDir:
         self.path = Path(path)
         self.manifest_path = self.path / "manifest.jsonl"
         self.metrics_path = self.path / "metrics.jsonl"
+        self.stamps_path = self.path / "stamps.jsonl"
         self.checkpoints, self.states = self.path / "checkpoints", self.path / "states"
 
     # --- the record of the run --------------------------------------------------------------------------------------
@@ -193,14 +200,36 @@ class RunDir:
         write_atomic(self.checkpoints / name, data)
         digest = hashlib.sha256(data).hexdigest()
         append_line(self.manifest_path, {"step": step, "file": name, "bytes": len(data), "sha256": digest}, sync=True)
+        append_line(self.stamps_path, {"file": name, "sha256": digest, "stat": _stat(self.checkpoints / name)})
 
-    def read_checkpoint(self, step: int, manifest: dict[int, dict[str, Any]] | None = None) -> dict[str, Tensor]:
-        """The weights at this step, after checking size and hash. Raises UserError when they are not what was saved."""
+    def stamps(self) -> dict[str, dict[str, Any]]:
+        """file name -> what was written there (sha256) and the file's size and time just after."""
+        return {line["file"]: line for line in read_lines(self.stamps_path) if "file" in line}
+
+    def read_checkpoint(
+        self,
+        step: int,
+        manifest: dict[int, dict[str, Any]] | None = None,
+        stamps: dict[str, dict[str, Any]] | None = None,
+    ) -> dict[str, Tensor]:
+        """The weights at this step, after checking size and hash. Raises UserError when they are not what was saved.
+
+        stamps: a file that nobody has written to since toylab did (same size and time, to the nanosecond) is not hashed
+        again, which would cost more than reading it. Copied and changed files are; `toylab verify` hashes everything.
+        """
+        line = (manifest or {}).get(step)
+        if line is not None and stamps and self._untouched(line, stamps):
+            return load_file(self.checkpoints / line["file"])
         data = self.checkpoint_bytes(step, manifest)
         try:
             return load(data)
         except SafetensorError as error:
             raise UserError(f"the checkpoint of step {step} in {self.path} holds no weights ({error})") from None
+
+    def _untouched(self, line: dict[str, Any], stamps: dict[str, dict[str, Any]]) -> bool:
+        stamp, file = stamps.get(line["file"], {}), self.checkpoints / Path(str(line["file"])).name
+        same = stamp.get("sha256") == line["sha256"] and file.exists() and stamp.get("stat") == _stat(file)
+        return same and file.name == f"step_{line['step']:08d}.safetensors"
 
     def checkpoint_bytes(self, step: int, manifest: dict[int, dict[str, Any]] | None = None) -> bytes:
         manifest = self.manifest() if manifest is None else manifest

@@ -20,9 +20,7 @@ import sys
 import sysconfig
 import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from pathlib import Path
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
@@ -46,7 +44,6 @@ if TYPE_CHECKING:
 
 Steps = None | str | int | np.integer | slice | Sequence[int] | np.ndarray
 STACK_BYTES = 16e6  # more at once only overflows the caches
-READ_AHEAD = 4  # chunks
 FLUSH_SECONDS = 5.0
 GENERATED = ("__init__", "__repr__", "__eq__", "__hash__", "__setattr__", "__delattr__", "__replace__")  # by dataclass
 LIBRARIES = tuple(sysconfig.get_path(name) for name in ("stdlib", "purelib", "platlib"))
@@ -88,6 +85,10 @@ class Run:
     @cached_property
     def manifest(self) -> dict[int, dict[str, Any]]:
         return self.dir.manifest()
+
+    @cached_property
+    def stamps(self) -> dict[str, dict[str, Any]]:
+        return self.dir.stamps()
 
     @property
     def steps(self) -> list[int]:
@@ -166,7 +167,7 @@ class Run:
     def stack(self, steps: Steps = None) -> Stack:
         """The weights of several checkpoints with a leading step axis, for torch.func.vmap and batched algebra."""
         chosen = self.pick(steps)
-        return self._stacked(chosen, [self.dir.read_checkpoint(step, self.manifest) for step in chosen])
+        return self._stacked(chosen, [self.dir.read_checkpoint(step, self.manifest, self.stamps) for step in chosen])
 
     def _stacked(self, steps: list[int], weights: list[dict[str, Tensor]]) -> Stack:
         model = self._empty_model
@@ -200,7 +201,8 @@ class Run:
         last_flush = time.monotonic()
         bar = tqdm(total=len(todo), desc=store.name, unit="ckpt", disable=None if progress else True, leave=False)
         try:
-            for chunk, weights in self._read_ahead(self._chunks(todo, tool)):
+            for chunk in self._chunks(todo, tool):
+                weights = [self.dir.read_checkpoint(step, self.manifest, self.stamps) for step in chunk]
                 if hasattr(tool, "stack"):
                     results = _unstack(tool.stack(self._stacked(chunk, weights)), len(chunk))
                 else:
@@ -215,19 +217,6 @@ class Run:
             bar.close()
             store.save()
         return store.table(chosen)
-
-    def _read_ahead(self, chunks: list[list[int]]) -> Iterator[tuple[list[int], list[dict[str, Tensor]]]]:
-        """Each chunk with its weights. Files are read and hashed in a thread while the tool works on earlier ones."""
-
-        def read(chunk: list[int]) -> list[dict[str, Tensor]]:
-            return [self.dir.read_checkpoint(step, self.manifest) for step in chunk]
-
-        with ThreadPoolExecutor(1) as pool:
-            waiting: deque[Future[list[dict[str, Tensor]]]] = deque()
-            for i, chunk in enumerate(chunks):
-                while len(waiting) < READ_AHEAD and i + len(waiting) < len(chunks):
-                    waiting.append(pool.submit(read, chunks[i + len(waiting)]))
-                yield chunk, waiting.popleft().result()
 
     def _chunks(self, steps: list[int], tool: Any) -> list[list[int]]:
         size = 1

@@ -347,7 +347,13 @@ def _clear(directory: RunDir) -> None:
     """Remove a run's own files, and nothing else that may lie beside them."""
     import shutil
 
-    for name in ("run.json", "config.yaml", "manifest.jsonl", "metrics.jsonl"):  # run.json first: no run from here on
+    for name in (
+        "run.json",
+        "config.yaml",
+        "manifest.jsonl",
+        "metrics.jsonl",
+        "stamps.jsonl",
+    ):  # run.json first: no run from here on
         (directory.path / name).unlink(missing_ok=True)
     for name in ("checkpoints", "states", "derived"):
         shutil.rmtree(directory.path / name, ignore_errors=True)

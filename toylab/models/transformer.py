@@ -258,9 +258,8 @@ class Transformer(Tapped):
             resid = tap("mlp_in", layer, resid)
         x = self.norm("ln2", layer, resid, tap)
         W, b = self.W_in[layer], self._bias("in", layer)
-        if tap is no_tap and self.spec.act == "relu":
-            # Nobody holds `pre`: in place saves a pass over the widest tensor.
-            post = affine(x, W, b, torch.relu_)
+        if tap is no_tap:
+            post = affine(x, W, b, self._act)
         else:
             post = tap("post", layer, ACTIVATIONS[self.spec.act](tap("pre", layer, affine(x, W, b))))
         return affine(post, self.W_out[layer], self._bias("out", layer))
@@ -305,11 +304,13 @@ class Transformer(Tapped):
     def forward_at(
         self, tokens: Int[Tensor, "batch pos"], read: tuple[int, ...], tap: Tap = no_tap
     ) -> Float[Tensor, "batch read d_out"]:
-        """forward(tokens)[:, read], faster, by two exact rearrangements.
+        """forward(tokens)[:, read], faster, by three exact rearrangements.
 
         1. In the last block only the read positions need queries, an MLP and the unembedding.
         2. In a one-layer model queries, keys and values depend on (token, position) alone. When there are fewer such
            pairs than tokens in the batch, they are computed once per pair and looked up (`_attend_by_lookup`).
+        3. When moreover every row asks from the same token ("=") and there are no norms, what that token adds is the
+           same in every row, and matrices that follow each other can be multiplied first (`_joined`).
 
         Taps see the last block's sites from attn_scores on, at the read positions; `forward` offers every site.
         """
@@ -317,6 +318,9 @@ class Transformer(Tapped):
         at = self._read(read, tokens.shape[1])
         one_layer = self.n_layers == 1 and len(at) == 1 and self.spec.positions != "rotary"
         if one_layer and 2 * self.d_vocab < len(tokens):
+            plain = self.spec.norm == "none" and self.spec.attention_rate == 1 and self.d_mlp > 0
+            if plain and tap is no_tap and all_equal(tokens[:, at[0]]):
+                return self._joined(tokens, at[0])
             return self._last_block(*self._attend_by_lookup(tokens, at[0]), at, tap)
         resid = self._embed(tokens)
         for layer in range(self.n_layers - 1):
@@ -381,11 +385,46 @@ class Transformer(Tapped):
             F.embedding(keys, v.flatten(1)).unflatten(-1, (self.n_heads, self.d_head)).transpose(0, 1),
         )
 
+    def _joined(self, tokens: Int[Tensor, "batch pos"], at: int) -> Float[Tensor, "batch 1 d_out"]:
+        """Logits of a one-layer model without norms at a position that holds the same token in every row.
+
+        A pattern adds up to 1, so z = v_own + sum over other keys of pattern * (v_key - v_own), where v_own is the
+        value of that token itself, which goes with its residual stream into the biases. With z for the rest,
+            pre = bias + z (W_O W_in),    logits = bias + z (W_O W_U) + post (W_out W_U):
+        three products per row instead of four, and the residual stream between them is never written down.
+        """
+        n_pos, token = tokens.shape[1], tokens[0, at]
+        resid = self._embed(torch.arange(self.d_vocab, device=tokens.device)[:, None].expand(-1, n_pos))
+        k = per_head(resid, self.W_K[0], self._bias("K", 0)).transpose(0, 1)  # [pos, token, head, d_head]
+        v = per_head(resid, self.W_V[0], self._bias("V", 0)).transpose(0, 1)
+        q = per_head(resid[token, at][None, None], self.W_Q[0], self._bias("Q", 0))[0, 0]
+        scores = torch.einsum("he,pthe->pth", q, k) / self._scale
+
+        others = [p for p in range(n_pos) if p < at or (p > at and self.spec.attention == "bidirectional")]
+        rows = tokens[:, others].T + self.d_vocab * torch.arange(len(others), device=tokens.device)[:, None]
+        relative = F.embedding(rows, (scores[others] - scores[at, token]).flatten(0, 1))  # [key, batch, head]
+        pattern = torch.cat([relative, torch.zeros_like(relative[:1])]).softmax(0)[:-1]
+        values = F.embedding(rows, (v[others] - v[at, token]).flatten(0, 1).flatten(1)).unflatten(-1, q.shape)
+        z = (pattern.unsqueeze(-1) * values).sum(0).flatten(1)
+
+        W_O, W_in, W_out = self.W_O[0].flatten(0, 1), self.W_in[0], self.W_out[0]
+        W_U = self.W_E[: self.d_out].T if self.spec.tied else self.W_U
+        attn_out = affine(v[at, token].flatten()[None], W_O, self._bias("O", 0))
+        own = resid[token, at] + attn_out  # [1, d_model]
+        b_out = self._bias("out", 0)
+        post = self._act(torch.addmm(affine(own, W_in, self._bias("in", 0)), z, W_O @ W_in))
+        direct = torch.addmm(affine(own if b_out is None else own + b_out, W_U, self.b_U), z, W_O @ W_U)
+        return torch.addmm(direct, post, W_out @ W_U).unsqueeze(1)
+
     # --- small things -----------------------------------------------------------------------------------------------
 
     @property
     def _scale(self) -> float:
         return math.sqrt(self.d_head) if self.spec.attn_scale is None else self.spec.attn_scale
+
+    def _act(self, pre: Tensor) -> Tensor:
+        """The activation of a tensor that nobody else holds: ReLU in place saves a pass over the widest one."""
+        return pre.relu_() if self.spec.act == "relu" else ACTIVATIONS[self.spec.act](pre)
 
     def _bias(self, name: str, layer: int) -> Tensor | None:
         b = getattr(self, f"b_{name}")
@@ -442,6 +481,14 @@ def per_head(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
 def softmax(scores: Tensor) -> Tensor:
     """scores.softmax(-1) in the memory order they come in; torch would copy them to make the last axis adjacent."""
     return scores.softmax(-1) if scores.stride(-1) == 1 else scores.movedim(-1, 0).softmax(0).movedim(0, -1)
+
+
+def all_equal(x: Tensor) -> bool:
+    """Whether all elements are the same. False under vmap, where no value can be asked for."""
+    try:
+        return bool((x == x[0]).all())
+    except RuntimeError:
+        return False
 
 
 def causal_mask(n: int, device=None) -> Tensor:
