@@ -18,7 +18,7 @@ from torch import Tensor
 from toylab.data import Batch, Split
 from toylab.errors import UserError, one_of
 from toylab.losses import loss_named, weighted_mean
-from toylab.taps import Cache, Record, Tapped, act_name
+from toylab.taps import Cache, Record, Tap, Tapped, act_name
 
 SUBSETS = ("train", "test", "all")
 
@@ -66,8 +66,8 @@ class Snapshot:
     @cached_property
     def logits(self) -> Tensor:
         """Outputs on every example at the read positions: [example, read, d_out], or [example, n_features]."""
-        with torch.no_grad():
-            return self.model(self.batch.inputs, read=self.batch.read)
+        with torch.no_grad():  # with a tap, though it does nothing: the path, and so the bits, of `site`
+            return self.model(self.batch.inputs, Tap(), self.batch.read)
 
     @cached_property
     def losses(self) -> Tensor:
