@@ -8,11 +8,12 @@
    "layer head" one head at all positions, "layer head query" one row of its pattern, "layer d_mlp" one neuron.
 4. `get_act_patch_*`: the sweeps under the names, arguments and axes of TransformerLens.
 
-All cells of a layer ride along the batch axis. Four facts save work, each exact: (a) nothing before the patched
+All cells of a layer ride along the batch axis. Five facts save work, each exact: (a) nothing before the patched
 layer changes; (b) a change at one query position stays at that position until the next block's attention, so that one
 run with the site patched everywhere gives the streams after the block for all positions; (c) the last block is needed
-at the read positions only, and (d) in a causal model a patch at one position reaches no earlier one, whose keys and
-values are reused. `patch_serial` is the same sweep with one plain forward per cell.
+at the read positions only; (d) in a causal model a patch at one position reaches no earlier one, whose keys and values
+are reused; (e) in the last block one changed position reaches another by its key and value alone, one column of the
+scores and one summand of z. `patch_serial` is the same sweep with one plain forward per cell.
 
 Sources: Meng et al. 2022 (arXiv 2202.05262), Heimersheim and Nanda 2024 (arXiv 2404.15255). Knows tensors, models and
 taps only. Read next: attribution.py (the same to first order), edges.py (where the unit is one edge of the graph).
@@ -36,7 +37,7 @@ from toylab.taps import SITES, Cache, HookWarning, Tap, Tapped, site_name, site_
 DIRECTIONS = ("denoise", "noise")
 ABLATIONS = ("zero", "mean", "resample", "noise")
 # Activations of one chunk of cells: small enough to stay in a processor's cache, large enough to hide the overhead.
-CHUNK = 2**19
+CHUNK = 2**20
 # The axis of a site along which a change stays where it is until the next block's attention mixes positions.
 QUERY_AXIS = {
     **dict.fromkeys(("q_input", "q", "rot_q", "z", "result", "attn_out", "resid_mid", "mlp_in", "ln2_scale"), "pos"),
@@ -551,8 +552,10 @@ def _by_block(
         yield from _at_the_end(model, everywhere, run, grid, read, at_once)
         return
     base = run.resid[resume]
-    # The last block at a few read positions costs less than copying the keys and values of earlier ones.
-    later_only = bool(run.past) and (read is None or resume < model.n_layers - 1)
+    if resume == model.n_layers - 1 and read is not None and 2 * len(read) <= n_pos:
+        yield from _in_last_block(model, everywhere, base, grid, read)
+        return
+    later_only = bool(run.past)
     for cells in grid[:, 1].argsort(stable=True).split(at_once):  # cells of near positions share their first one
         cell, pos = grid[cells].unbind(1)
         start = int(pos.min()) if later_only else 0
@@ -584,6 +587,39 @@ def _finish(
         return new
     rows = torch.tensor([i for i, r in enumerate(at) if r >= start], device=new.device)
     return outputs.clone().index_copy_(2, rows, new)
+
+
+def _in_last_block(
+    model,
+    everywhere: Float[Tensor, "other batch pos d_model"],
+    base: Float[Tensor, "batch pos d_model"],
+    grid: Tensor,
+    read: tuple[int, ...],
+) -> Iterator[Chunk]:
+    """Outputs at a few read positions when one position of the stream before the last block is exchanged: fact (e).
+
+    Where that position is read itself, its query and residual stream are exchanged too.
+    """
+    n_batch, n_pos = base.shape[:2]
+    at = [r % n_pos for r in read]
+    q, k, v = model.last_attention(base, at)
+    new_q, new_k, new_v = (x.unflatten(0, (-1, n_batch)) for x in model.last_attention(everywhere.flatten(0, 1), at))
+    widest = max(model.d_mlp, model.d_model, model.n_heads * n_pos)
+    for cells in torch.arange(len(grid)).split(max(1, CHUNK // (n_batch * len(at) * widest))):
+        cell, pos = grid[cells].to(base.device).unbind(1)
+        here = (torch.tensor(at, device=base.device) == pos[:, None])[:, None, :, None]  # [cell, 1, read, 1]
+        resid = torch.where(here, everywhere[:, :, at][cell], base[:, at])
+        query = torch.where(here[..., None], new_q[cell], q)  # [cell, batch, read, head, d_head]
+        key, value = new_k[cell, :, pos], new_v[cell, :, pos]  # [cell, batch, head, d_head]
+        scores = torch.einsum("cbrhe,bkhe->cbhrk", query, k)
+        column = pos[:, None, None, None, None].expand(*scores.shape[:-1], 1)
+        scores = scores.scatter(-1, column, torch.einsum("cbrhe,cbhe->cbhr", query, key)[..., None])
+        pattern = model.last_pattern(scores / model.attn_scale, at)
+        z = torch.einsum("cbhrk,bkhe->cbrhe", pattern, v)
+        changed = value - v[:, pos].transpose(0, 1)
+        z = z + torch.einsum("cbhr,cbhe->cbrhe", pattern.gather(-1, column)[..., 0], changed)
+        outputs = model.after_attention(resid.flatten(0, 1), z.flatten(0, 1))
+        yield cells, outputs.unflatten(0, (-1, n_batch))
 
 
 def _at_the_end(model, everywhere: Tensor, run: Run, grid: Tensor, read, at_once: int) -> Iterator[Chunk]:

@@ -227,7 +227,7 @@ class Transformer(Tapped):
             k = tap("rot_k", layer, rotate(k, self.spec.rotary_base, start))
         if past is not None:
             k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
-        scores = torch.einsum("bqhe,bkhe->bhqk", q, k) / self._scale
+        scores = torch.einsum("bqhe,bkhe->bhqk", q, k) / self.attn_scale
         if self.spec.attention == "causal":
             scores = scores.masked_fill(causal_mask(k.shape[1], q.device)[-q.shape[1] :], -torch.inf)
         pattern = self._pattern(layer, scores, tap)
@@ -329,15 +329,23 @@ class Transformer(Tapped):
 
     def _last_block(self, resid: Tensor, scores: Tensor, v: Tensor, at: list[int], tap: Tap) -> Tensor:
         """Logits at the positions `at` from what `_attend` gives: [batch, read, d_out]."""
-        layer = self.n_layers - 1
-        if self.spec.attention == "causal" and min(at) < v.shape[1] - 1:  # the last position sees every key
-            scores = scores.masked_fill(causal_mask(v.shape[1], v.device)[at], -torch.inf)
-        pattern = self._pattern(layer, scores, tap)
+        pattern = self.last_pattern(scores, at, tap)
         if len(at) == 1:  # multiplying and summing beats a tiny matrix product per example and head
             z = (pattern.squeeze(2).transpose(1, 2).unsqueeze(-1) * v).sum(1, keepdim=True)
         else:
             z = torch.einsum("bhqk,bkhe->bqhe", pattern, v)
-        attn_out = affine(tap("z", layer, z).flatten(2), self.W_O[layer].flatten(0, 1), self._bias("O", layer))
+        return self.after_attention(resid, tap("z", self.n_layers - 1, z), tap)
+
+    def last_pattern(self, scores: Float[Tensor, "*batch q k"], at: list[int], tap: Tap = no_tap) -> Tensor:
+        """Where the queries at the positions `at` of the last block look, from their scores."""
+        if self.spec.attention == "causal" and min(at) < scores.shape[-1] - 1:  # the last position sees every key
+            scores = scores.masked_fill(causal_mask(scores.shape[-1], scores.device)[at], -torch.inf)
+        return self._pattern(self.n_layers - 1, scores, tap)
+
+    def after_attention(self, resid: Tensor, z: Float[Tensor, "batch q head d_head"], tap: Tap = no_tap) -> Tensor:
+        """Logits from z of the last block and the residual stream before it, both at the same positions."""
+        layer = self.n_layers - 1
+        attn_out = affine(z.flatten(2), self.W_O[layer].flatten(0, 1), self._bias("O", layer))
         resid = resid + tap("attn_out", layer, attn_out)
         if self.d_mlp:
             resid = tap("resid_mid", layer, resid)
@@ -348,6 +356,13 @@ class Transformer(Tapped):
         self, resid: Tensor, at: list[int], past: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The last attention: residual stream [b, q, d] and scores [b, h, q, k] at the read positions, and values."""
+        q, k, v = self.last_attention(resid, at, past)
+        return resid[:, at], torch.einsum("bqhe,bkhe->bhqk", q, k) / self.attn_scale, v
+
+    def last_attention(
+        self, resid: Float[Tensor, "batch pos d_model"], at: list[int], past: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [batch, at, head, d_head] of the last block at the positions `at`, and all its keys and values."""
         last = self.n_layers - 1
         x = self.norm("ln1", last, resid)
         k = per_head(x, self.W_K[last], self._bias("K", last))
@@ -358,9 +373,7 @@ class Transformer(Tapped):
             k = rotate(k, self.spec.rotary_base, start)
         else:
             q = per_head(x[:, at], self.W_Q[last], self._bias("Q", last))
-        if past is not None:
-            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
-        return resid[:, at], torch.einsum("bqhe,bkhe->bhqk", q, k) / self._scale, v
+        return (q, k, v) if past is None else (q, torch.cat([past[0], k], 1), torch.cat([past[1], v], 1))
 
     def _attend_by_lookup(self, tokens: Tensor, at: int) -> tuple[Tensor, Tensor, Tensor]:
         """The same three for a one-layer model and one read position, from tables over (position, token).
@@ -375,7 +388,7 @@ class Transformer(Tapped):
         q = per_head(x[at : at + 1], self.W_Q[0], self._bias("Q", 0))[0]  # [token, head, d_head]
         k = per_head(x, self.W_K[0], self._bias("K", 0)).flatten(0, 1)  # [(pos token), head, d_head]
         v = per_head(x, self.W_V[0], self._bias("V", 0)).flatten(0, 1)
-        scores = torch.einsum("qhe,khe->qkh", q, k) / self._scale
+        scores = torch.einsum("qhe,khe->qkh", q, k) / self.attn_scale
         # Memory order [key, b, ...]: the softmax and the sum over keys then run along whole rows, at twice the speed.
         keys = tokens.T + self.d_vocab * torch.arange(n_pos, device=tokens.device)[:, None]  # row of (pos, token)
         pairs = tokens[:, at] * len(k) + keys
@@ -398,7 +411,7 @@ class Transformer(Tapped):
         k = per_head(resid, self.W_K[0], self._bias("K", 0)).transpose(0, 1)  # [pos, token, head, d_head]
         v = per_head(resid, self.W_V[0], self._bias("V", 0)).transpose(0, 1)
         q = per_head(resid[token, at][None, None], self.W_Q[0], self._bias("Q", 0))[0, 0]
-        scores = torch.einsum("he,pthe->pth", q, k) / self._scale
+        scores = torch.einsum("he,pthe->pth", q, k) / self.attn_scale
 
         others = [p for p in range(n_pos) if p < at or (p > at and self.spec.attention == "bidirectional")]
         rows = tokens[:, others].T + self.d_vocab * torch.arange(len(others), device=tokens.device)[:, None]
@@ -419,7 +432,8 @@ class Transformer(Tapped):
     # --- small things -----------------------------------------------------------------------------------------------
 
     @property
-    def _scale(self) -> float:
+    def attn_scale(self) -> float:
+        """What scores are divided by."""
         return math.sqrt(self.d_head) if self.spec.attn_scale is None else self.spec.attn_scale
 
     def _act(self, pre: Tensor) -> Tensor:
