@@ -61,14 +61,17 @@ def in_transformer_lens(model):
 @pytest.mark.parametrize(("spec", "task"), CASES)
 @torch.no_grad()
 def test_same_weights_same_logits_and_activations(spec, task):
+    """In float32, to 1e-5 of the largest value: rounding follows the size of what is added up."""
     model = scrambled(dataclasses.replace(spec, dtype="float32"), task)
     x = task.sample(20, rng()).inputs
     logits, cache = model.run_with_cache(x)
     bridge = in_transformer_lens(model)
     theirs, their_cache = bridge.run_with_cache(x)
-    torch.testing.assert_close(logits, theirs, rtol=0, atol=1e-5)
+    torch.testing.assert_close(logits, theirs, rtol=0, atol=1e-5 * logits.abs().max().item())
     # Its native attention hands out the pattern again under the name of the scores.
     common = [name for name in cache if name in their_cache.cache_dict and not name.endswith("attn_scores")]
     assert {"blocks.0.attn.hook_pattern", "blocks.0.hook_resid_pre", "blocks.0.attn.hook_q"} <= set(common)
     for name in common:
-        torch.testing.assert_close(cache[name], their_cache[name], rtol=0, atol=1e-5)
+        value = cache[name]
+        scale = value[value.isfinite()].abs().max().item()
+        torch.testing.assert_close(value, their_cache[name], rtol=0, atol=1e-5 * max(scale, 1.0))
