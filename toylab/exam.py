@@ -35,8 +35,8 @@ from torch import Tensor
 from toylab.data import Batch, Latent, generator
 from toylab.errors import UserError, require
 from toylab.interp import attention, erasure, probe_scores, probes, sparse_probes, steering, weights
-from toylab.interp.attribution import attribute
-from toylab.interp.edges import EdgeGraph, eap, edge_effects, replacement, sender_outputs
+from toylab.interp.attribution import attribute, attribute_star
+from toylab.interp.edges import EdgeGraph, eap, edge_effects, mask_gradient, path_patch, replacement, sender_outputs
 from toylab.interp.fourier import key_frequencies, power_by_frequency
 from toylab.interp.group_addition import key_logit_frequencies, neuron_frequencies
 from toylab.interp.lens import fit_tuned_lens, logit_lens
@@ -345,8 +345,8 @@ def _largest(values: Tensor, answers: Answers) -> Tensor:
 
 
 def _edge_names(graph: EdgeGraph, effects: Tensor) -> Names:
-    """Edges with any effect over [receiver, sender, batch]."""
-    any_effect = effects.nan_to_num().abs().amax(-1) > EFFECT
+    """Edges with any effect over [receiver, sender, ..., batch]."""
+    any_effect = effects.nan_to_num().abs().flatten(2).amax(-1) > EFFECT
     return frozenset(f"{u} -> {v}" for u, v in graph.edges() if any_effect[graph.receiver(v), graph.sender(u)])
 
 
@@ -360,20 +360,36 @@ def edges_that_matter(known: KnownModel, ablation: str) -> Names:
     return frozenset(_named(edge, positions) for edge in _truth(known).circuit[ablation].matters)
 
 
-def exact_edges(known: KnownModel, model: Any, ablation: str) -> Names:
-    """Edges that change a scored logit of some row."""
-    graph, pairs = _graph(model), _shuffled_pairs(known, n_trials(ablation))
+def exact_edges(known: KnownModel, model: Any, ablation: str, by_position: bool = False) -> Names:
+    """Edges that change a scored logit of some row (by_position: when exchanged at some single position)."""
+    graph, pairs = _graph(model), _shuffled_pairs(known, PAIRINGS if by_position else n_trials(ablation))
     if ablation == "resample":
         instead = sender_outputs(model, pairs.corrupted, graph)
     else:
         instead = replacement(model, graph, pairs.clean, ablation)
     metric = _change_from(model, pairs.clean, pairs.read)
-    return _edge_names(graph, edge_effects(model, pairs, metric, replacement=instead, graph=graph).values)
+    effects = edge_effects(model, pairs, metric, replacement=instead, graph=graph, by_position=by_position)
+    return _edge_names(graph, effects.values)
 
 
-def first_order_edges(known: KnownModel, model: Any, steps: int) -> Names:
+def first_order_edges(known: KnownModel, model: Any, method: Callable[..., Any]) -> Names:
     graph = _graph(model)
-    return _edge_names(graph, eap(model, _shuffled_pairs(known, PAIRINGS), graph=graph, steps=steps).values)
+    return _edge_names(graph, method(model, _shuffled_pairs(known, PAIRINGS), graph=graph).values)
+
+
+def resampled_writers(known: KnownModel) -> Names:
+    """Senders whose edge to the output matters under resampling, which tokens alone can change: "tok" is "embed"."""
+    names = (name.split(" ")[0] for name in _RESAMPLED(known) if name.endswith(" -> out"))
+    return frozenset("embed" if name == "tok" else name for name in names)
+
+
+def path_patched_writers(known: KnownModel, model: Any) -> Names:
+    """Senders that change a scored logit by their path to the output alone."""
+    pairs = _shuffled_pairs(known, n_trials("resample"))
+    metric = _change_from(model, pairs.clean, pairs.read)
+    senders = [u for u, v in EdgeGraph.of(model).edges() if v == "out"]
+    effects = (path_patch(model, pairs, u, ["out"], metric, freeze_mlps=True) for u in senders)
+    return frozenset(u for u, effect in zip(senders, effects, strict=True) if effect.abs().amax() > EFFECT)
 
 
 def components_that_matter(known: KnownModel) -> Names:
@@ -406,14 +422,19 @@ def ablated_components(known: KnownModel, model: Any) -> Names:
     return _components(model, sweep)
 
 
-def attributed_components(known: KnownModel, model: Any, steps: int) -> Names:
+def attributed_components(known: KnownModel, model: Any, method: Callable[..., Any]) -> Names:
     pairs = _shuffled_pairs(known, PAIRINGS)
 
     def sweep(site: str, axes: str) -> Tensor:
-        result = attribute(model, pairs, site, axes, direction="noise", steps=steps)
+        result = method(model, pairs, site, axes, direction="noise")
         return result.values - result.base
 
     return _components(model, sweep)
+
+
+def star(model: Any, *args: Any, **kwargs: Any) -> Any:
+    """AtP*, whose GradDrop needs a second layer."""
+    return attribute_star(model, *args, drop=model.n_layers > 1, **kwargs)
 
 
 def direct_writers(known: KnownModel) -> Names:
@@ -650,13 +671,13 @@ def neuron_concepts(known: KnownModel, model: Any) -> Names:
     return frozenset(found)
 
 
-def two_neurons(known: KnownModel, model: Any) -> Names:
+def two_neurons(known: KnownModel, model: Any, select: str) -> Names:
     """Variables that a probe on two neurons of the layer that writes them reads, and shuffled ones."""
     inputs, found = _world(known), set()
     for name, (layer, x) in _by_mlp(known).items():
         post = _site(model, inputs, f"blocks.{layer}.mlp.hook_post")[x.rows]
         group = torch.arange(len(inputs))[:, None].expand_as(x.rows)[x.rows]
-        fit = partial(sparse_probes.fit_sparse, k=min(2, post.shape[1]), select="f_statistic", penalty=1e-3)
+        fit = partial(sparse_probes.fit_sparse, k=min(2, post.shape[1]), select=select, penalty=1e-3)
         shuffled = x.y[torch.randperm(len(x.y), generator=generator(0, "shuffle"))]
         found |= {f"m{layer}: {name}"} if _auroc(fit, post, x.y, group) > READABLE else set()
         found |= {f"shuffled {name}"} if _auroc(fit, post, shuffled, group) > READABLE else set()
@@ -802,12 +823,27 @@ QUESTIONS: tuple[Question, ...] = (
         True,
     ),
     *(_edge_question(ablation) for ablation in ABLATIONS),
-    Question("EAP", _CIRCUIT, _RESAMPLED, partial(first_order_edges, steps=0)),
-    Question("EAP, 5 steps", _CIRCUIT, _RESAMPLED, partial(first_order_edges, steps=5)),
-    Question("ablation of components", _CIRCUIT, components_that_matter, ablated_components),
-    Question("attribution patching", _CIRCUIT, components_that_matter, partial(attributed_components, steps=0)),
     Question(
-        "attribution patching, 5 steps", _CIRCUIT, components_that_matter, partial(attributed_components, steps=5)
+        "edges by position, resample", _CIRCUIT, _RESAMPLED, partial(exact_edges, ablation="resample", by_position=True)
+    ),
+    *(
+        Question(name, _CIRCUIT, _RESAMPLED, partial(first_order_edges, method=method))
+        for name, method in (
+            ("EAP", eap),
+            ("EAP, 5 steps", partial(eap, steps=5)),
+            ("EAP, 5 steps along activations", partial(eap, steps=5, along="activations")),
+            ("mask gradient, 5 steps", partial(mask_gradient, steps=5)),
+        )
+    ),
+    Question("path patching to the output", _CIRCUIT, resampled_writers, path_patched_writers),
+    Question("ablation of components", _CIRCUIT, components_that_matter, ablated_components),
+    *(
+        Question(name, _CIRCUIT, components_that_matter, partial(attributed_components, method=method))
+        for name, method in (
+            ("attribution patching", attribute),
+            ("attribution patching, 5 steps", partial(attribute, steps=5)),
+            ("AtP*", star),
+        )
     ),
     Question("patching of heads, noising", _NODES, fetching_heads, partial(patched_heads, direction="noise")),
     Question("patching of heads, denoising", _NODES, fetching_heads, partial(patched_heads, direction="denoise")),
@@ -825,7 +861,8 @@ QUESTIONS: tuple[Question, ...] = (
     Question("composition scores", _CIRCUIT, compositions, composing_heads),
     *(_probe_question(kind, partial(linear, kind)) for kind in ("ridge", "lda", "mass_mean", "logistic")),
     _probe_question("mlp", small_mlp),
-    Question("probe on two neurons", _NODES, concepts_planted, two_neurons),
+    Question("probe on two neurons", _NODES, concepts_planted, partial(two_neurons, select="f_statistic")),
+    Question("probe on two neurons, L1 path", _NODES, concepts_planted, partial(two_neurons, select="l1")),
     Question("neuron concepts", _NODES, concepts_planted, neuron_concepts),
     Question("erasure (LEACE)", _WHERE, variables, erased),
     Question("amnesic test", _WHERE, variables_read, amnesic),
