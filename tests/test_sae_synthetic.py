@@ -11,8 +11,13 @@ from toylab.config import build, to_node
 from toylab.data import Task
 from toylab.errors import UserError
 from toylab.interp.sae.leaderboard import BASELINES, TiedDictionary, leaderboard
+from toylab.measures.sweeps import KINDS, SparsitySweep
 from toylab.models.superposition import SuperpositionSpec
+from toylab.models.transformer import TransformerSpec
+from toylab.snapshot import Snapshot
 from toylab.tasks.dictionaries import FeatureTrees, SharkeyFeatures, SynthSAEBench, levels, tight_frame
+from toylab.tasks.modular import ModularArithmetic
+from toylab.tasks.superposition import SparseFeatures
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 
@@ -361,3 +366,51 @@ def test_leaderboard_sees_absorption():
 def test_leaderboard_refuses_the_name_of_a_baseline():
     with pytest.raises(UserError, match="oracle"):
         leaderboard({"oracle": TiedDictionary(torch.eye(2), torch.zeros(2))}, sharkey(), 10, rng())
+
+
+# --- the sweep over penalties, kinds and widths ---------------------------------------------------------------------
+
+SWEEP = SparsitySweep(
+    l1=(0.05, 0.2, 5.0), d_sae=(3, 12), size_l1=0.2, k=1, seeds=2, steps=1000, batch_size=256, lr=5e-3
+)
+
+
+def toy(sparsity, seed=0):
+    """Twelve features in eight directions, as a snapshot of an untrained linear toy model."""
+    task = SparseFeatures(12, sparsity, 1.0, n_test=2000)
+    model = SuperpositionSpec("linear", 8, init_std=8**-0.5).build(task, torch.Generator().manual_seed(seed))
+    return Snapshot(0, model, task, task.split(0), "mse")
+
+
+def test_the_sweep_finds_sparse_features_and_none_where_all_are_on():
+    found, dense = SWEEP(toy(0.95)), SWEEP(toy(0.1))
+    assert found["mmcs_by_l1"].values.shape == (3, 2)
+    assert found["mmcs_by_l1"].values[1].min() > 0.9
+    assert found["stability_by_l1"].values[1] > 0.8
+    assert abs(found["true_l0"] - 0.6) < 0.05
+    assert found["mmcs_by_l1"].values[2].max() < 0.85  # a penalty beyond every amplitude: chance
+    assert found["explained_variance_by_l1"].values[2].max() < 0.05
+    assert found["mmcs_by_size"].values[1].min() > found["mmcs_by_size"].values[0].max()
+    assert dense["mmcs_by_l1"].values.max() < found["mmcs_by_l1"].values[1].min()
+    assert dense["stability_by_l1"].values[1] < found["stability_by_l1"].values[1]
+    assert list(found["l0_by_kind"].coords["kind"]) == list(KINDS)
+    assert abs(found["l0_by_kind"].values[0].mean() - 1) < 0.2
+
+
+def test_a_penalty_shrinks_amplitudes_and_topk_less():
+    found = SWEEP(toy(0.95))
+    kept = found["kept_by_l1"].values.mean(1)
+    assert (kept[1:] < kept[:-1]).all()
+    assert kept[2] < 0.1
+    assert found["kept_by_kind"].values[0].mean() > kept[1]
+
+
+def test_the_sweep_asks_for_a_toy_model_of_features():
+    task = ModularArithmetic(7, "x+y", 0.5)
+    model = TransformerSpec(1, 1, 8, 8, 16).build(task, torch.Generator())
+    with pytest.raises(UserError, match="superposition measures read models"):
+        SWEEP(Snapshot(0, model, task, task.split(0)))
+    signed = SparseFeatures(12, 0.9, 1.0, target="abs", n_test=50)
+    model = SuperpositionSpec("linear", 8).build(signed, torch.Generator())
+    with pytest.raises(UserError, match="inputs are its features, 0 or more"):
+        SWEEP(Snapshot(0, model, signed, signed.split(0), "mse"))
