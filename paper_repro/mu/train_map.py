@@ -12,8 +12,8 @@ from __future__ import annotations
 import argparse
 
 from toylab.cli.paper import paper_module, plan, run_sets
+from toylab.durable import Interrupted
 from toylab.ensemble import train_ensemble
-from toylab.train import Interrupted
 
 
 def main() -> None:
