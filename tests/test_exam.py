@@ -4,12 +4,14 @@ import dataclasses
 import math
 
 import pytest
+import torch
 
 from toylab import exam
 from toylab.cli import main
 from toylab.errors import UserError
 from toylab.exam import Question, Row, ask, mark
 from toylab.known.circuits import CIRCUITS
+from toylab.known.dictionaries import DICTIONARIES
 
 QUICK = ("clock", "pizza, 3 frequencies, decoys", "random adder", "or gate", "and gate", "parity", "switch")
 
@@ -123,6 +125,24 @@ def test_who_is_fooled_by_which_model(rows):
     assert "decoy" in score(rows, "amnesic test", "switch").false  # erasing b erases its copy
     assert not score(rows, "projecting a variable out", "switch").false  # the copy's own directions: no effect
     assert not score(rows, "patching of heads, noising", "switch").false
+
+
+def test_dictionaries_are_marked_between_oracle_and_chance():
+    """Independent features are found; a penalty on firing costs the children, whose latents are parent + child."""
+    questions = exam.chosen(["dictionary, oracle", "dictionary, random", "dictionary, April", "dictionary, TopK"])
+    rows = exam.sit(questions, DICTIONARIES)
+    for model in DICTIONARIES:
+        assert (score(rows, "dictionary, oracle", model).score, score(rows, "dictionary, oracle", model).null) == (1, 0)
+        assert score(rows, "dictionary, random directions", model).score == 0
+    for tool in ("dictionary, April 2024", "dictionary, TopK"):
+        assert score(rows, tool, "sparse features").score > 0.7
+        assert score(rows, tool, "sparse features").null < 0.1
+    assert len(score(rows, "dictionary, April 2024", "feature trees").missed) >= 9
+    known = DICTIONARIES["feature trees"]()
+    inputs = known.task.split(0).all.inputs
+    hidden = known.model.run_with_cache(inputs, "hidden")[1]["hidden"]
+    assert torch.allclose(hidden, inputs @ torch.stack([*known.truth.features.values()]), atol=1e-6)
+    assert (inputs > 0).sum(1).double().mean() == pytest.approx(known.truth.active, abs=0.1)
 
 
 def test_saved_and_read_again(rows, tmp_path):

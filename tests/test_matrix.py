@@ -29,6 +29,9 @@ from toylab.interp import (
     steering,
     weights,
 )
+from toylab.interp.sae.topk import TopK
+from toylab.interp.sae.training import SAETraining
+from toylab.measures.dictionaries import Dictionaries
 from toylab.models.superposition import SuperpositionSpec
 from toylab.models.transformer import TransformerSpec
 from toylab.optim import OptimSpec
@@ -184,6 +187,11 @@ def eraser(snap):
     return left.abs().max()
 
 
+def dictionaries(snap):
+    spec, training = TopK(d_sae=6, k=2, lr=1e-2), SAETraining(steps=3, batch_size=8)
+    return Dictionaries(stream(snap)[0], spec, training)(snap)
+
+
 def tuned_lens(snap):
     return lens.fit_tuned_lens(snap.model, batch_of(snap).inputs, 2).kl[-1]
 
@@ -275,7 +283,7 @@ def amnesic(snap):
 # Those of the first table ask for activations alone; the others for a residual stream, heads and neurons.
 ANY_MODEL = {
     **{f"probe, {kind}": functools.partial(probe, kind=kind) for kind in PENALTY},
-    **{tool.__name__: tool for tool in (sparse_probe, mlp_probe, ladder, eraser)},
+    **{tool.__name__: tool for tool in (sparse_probe, mlp_probe, ladder, eraser, dictionaries)},
     "sparse_probe, l1": functools.partial(sparse_probe, select="l1"),
     **{tool.__name__: tool for tool in (patch, ablate, attribute, steer, amnesic)},
 }

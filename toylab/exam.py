@@ -8,7 +8,7 @@
    architecture and task with nothing planted. A score is worth what it has above it.
 4. `sit` asks all of them. A question that cannot be asked of a model, and an error, are rows that say why.
 
-A new tool is a line of QUESTIONS; a new known model joins by standing in CIRCUITS, PROGRAMS or ADDERS.
+A new tool is a line of QUESTIONS; a new known model joins by standing in CIRCUITS, PROGRAMS, ADDERS or DICTIONARIES.
 A low score is not a broken tool: a first-order method is blind to what saturates, a probe sees what nobody reads. Which
 method is fooled by which model is what the table is for.
 Came from: known/ (the answer keys), interp/ (the tools). Read next: cli/exam.py, figures/exam.py.
@@ -43,9 +43,14 @@ from toylab.interp.lens import fit_tuned_lens, logit_lens
 from toylab.interp.neurons import ablation_effects, concepts_of, score_concepts
 from toylab.interp.patching import Answers, Pairs, ablate, at_read, logit_diff, patch
 from toylab.interp.residual import direct_logits
+from toylab.interp.sae import recovery
+from toylab.interp.sae.leaderboard import lineup
+from toylab.interp.sae.stream import Stream, rows_of
+from toylab.interp.sae.training import SAETraining, train_sae
 from toylab.known import KnownModel
 from toylab.known.adders import ADDERS, AdderTruth, random_adder
 from toylab.known.circuits import CIRCUITS, random_weights
+from toylab.known.dictionaries import DICTIONARIES, DictionaryTruth, other_directions
 from toylab.known.programs import compiled_program
 from toylab.known.truth import ABLATIONS, CircuitTruth, Variable, n_trials
 from toylab.measures.fourier import ClockPizza
@@ -60,6 +65,8 @@ EFFECT = 1e-6  # of a logit, as in known/truth.py; exact tools see planted effec
 READABLE = 0.95  # AUROC from which a variable counts as read: planted ones have 1, shuffled ones about .5
 RELIES = 0.05  # of accuracy lost, beyond two standard deviations of random subspaces
 PAIRINGS = 3  # of rows, for tools that approximate
+FOUND = 0.9  # cosine of a latent with the feature that it is; random directions in 12 to 20 dimensions have .5 to .6
+SAE_TRAINING = SAETraining(steps=800, batch_size=192, lr_warmup=20, sparsity_warmup=50, dead_after=50)
 
 
 @dataclass(frozen=True)
@@ -215,13 +222,14 @@ def save(rows: Sequence[Row], folder: Path) -> tuple[Path, Path]:
 
 
 def zoo() -> dict[str, Callable[[], KnownModel]]:
-    """Every known model at the size of the exam: adders, circuits, programs of few layers on rows of up to 3 tokens."""
+    """Every known model at the size of the exam: adders, circuits, programs of few layers on rows of up to 3 tokens,
+    toy models with known features."""
     programs: dict[str, Callable[[], KnownModel]] = {
         f"program {name}": partial(compiled_program, name, vocab=program.vocab[:3], max_len=3)
         for name, program in PROGRAMS.items()
     }
     small = {name: build for name, build in programs.items() if build().model.n_layers <= MAX_LAYERS}  # type: ignore[attr-defined]
-    return {**ADDERS, **CIRCUITS, **small}
+    return {**ADDERS, **CIRCUITS, **small, **DICTIONARIES}
 
 
 def bounded(known: KnownModel) -> KnownModel:
@@ -243,6 +251,8 @@ def control_of(known: KnownModel) -> KnownModel:
     """The random-weight twin: the same task, nothing planted."""
     if isinstance(known.truth, AdderTruth):
         return random_adder(known.truth.p, 32, 64, seed=0)
+    if isinstance(known.truth, DictionaryTruth):
+        return other_directions(known, seed=0)
     return random_weights(known, seed=0)
 
 
@@ -781,9 +791,50 @@ def patched_heads(known: KnownModel, model: Any, direction: str) -> Names:
     return frozenset(found)
 
 
+# --- Dictionaries ----------------------------------------------------------------------------------------------------
+
+
+def features_among(known: KnownModel, directions: Tensor) -> Names:
+    """The features that these directions are, at a cosine of FOUND or more; a direction that is none by its number."""
+    features = _dictionary(known).features
+    names, cos = list(features), recovery.cosines(directions, torch.stack([*features.values()]))
+    best = zip(cos.amax(1).tolist(), cos.argmax(1).tolist(), strict=True)
+    return frozenset(names[j] if c >= FOUND else f"no feature: latent {i}" for i, (c, j) in enumerate(best))
+
+
+def own_weights(known: KnownModel, model: Any) -> Names:
+    """The oracle: the embedding itself, which nobody has of a trained network."""
+    return features_among(known, model.W.detach())
+
+
+def random_directions(known: KnownModel, model: Any) -> Names:
+    """Chance: as many as there are features."""
+    n, d = model.W.shape
+    return features_among(known, recovery.random_dictionaries(1, n, d, generator(0, "random directions"))[0])
+
+
+def trained_latents(known: KnownModel, model: Any, kind: str) -> Names:
+    """The latents that ever fire of one dictionary, trained on the hidden layer, with as many as there are features."""
+    truth, task = _dictionary(known), known.task
+    snap = Snapshot(0, model, task, task.split(0), "mse")
+    spec = lineup(len(truth.features), truth.active)[kind]
+    sae = train_sae([spec], Stream.of_snapshot(snap, "hidden", rows=1 << 14), SAE_TRAINING).saes[0]
+    return features_among(known, sae.W_dec[(sae.encode(rows_of(snap, "hidden")) > 0).any(0)])
+
+
+def _dictionary(known: KnownModel) -> DictionaryTruth:
+    assert isinstance(known.truth, DictionaryTruth)
+    return known.truth
+
+
 # --- All questions ---------------------------------------------------------------------------------------------------
 
 _WAVES, _CIRCUIT, _WHERE, _NODES = ("freqs",), ("circuit",), ("variables",), ("nodes", "variables")
+_SPARSE: dict[str, Callable[[KnownModel, Any], Names]] = {
+    "oracle": own_weights,
+    "random directions": random_directions,
+    **{kind: partial(trained_latents, kind=kind) for kind in lineup(2, 1.0)},
+}
 
 
 def _edge_question(ablation: str) -> Question:
@@ -867,6 +918,10 @@ QUESTIONS: tuple[Question, ...] = (
     Question("erasure (LEACE)", _WHERE, variables, erased),
     Question("amnesic test", _WHERE, variables_read, amnesic),
     Question("projecting a variable out", _WHERE, variables_read, projected),
+    *(
+        Question(f"dictionary, {name}", ("features",), lambda k: frozenset(k.truth.features), find)  # type: ignore[attr-defined]
+        for name, find in _SPARSE.items()
+    ),
 )
 
 

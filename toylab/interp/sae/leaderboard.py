@@ -9,11 +9,12 @@ Rows that are always there, before the dictionaries:
 A dictionary that is not far above the last two has found nothing; which columns tell them apart is the lesson.
 
 Best explained variance is not best recovery (Chanin and Garriga-Alonso 2026: nearly the opposite order), hence the
-columns side by side. Came from: metrics.py, recovery.py, agreement.py.
+columns side by side. `lineup` is one of each kind to put on it. Came from: metrics.py, recovery.py, agreement.py.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -25,7 +26,16 @@ from torch import Tensor
 from toylab import data
 from toylab.errors import require
 from toylab.interp.sae import agreement, recovery
+from toylab.interp.sae.april import April
+from toylab.interp.sae.batch_topk import BatchTopK
+from toylab.interp.sae.gated import Gated
+from toylab.interp.sae.jumprelu import JumpReLU
+from toylab.interp.sae.matryoshka import Matryoshka
 from toylab.interp.sae.metrics import Dictionary, reconstruction
+from toylab.interp.sae.p_anneal import PAnneal
+from toylab.interp.sae.spec import SAESpec
+from toylab.interp.sae.standard import Standard
+from toylab.interp.sae.topk import TopK
 
 BASELINES = ("oracle", "true directions", "shuffled codes", "random directions")
 
@@ -60,6 +70,25 @@ class TiedDictionary:
 
     def decode(self, acts: Float[Tensor, "n d_sae"]) -> Float[Tensor, "n d"]:
         return acts @ self.W_dec + self.b_dec
+
+
+def lineup(d_sae: int, active: float, lr: float = 5e-3) -> dict[str, SAESpec]:
+    """One dictionary of each kind, for worlds with `active` features on at a time and inputs with E|x| = sqrt(d).
+
+    Penalties are those that recover 24 features in 20 dimensions (tests/test_sae.py); tune them for anything else.
+    """
+    size: dict[str, Any] = {"d_sae": d_sae, "lr": lr}
+    k = 1.2 * active
+    return {
+        "standard": Standard(l1=2.0, **size),
+        "April 2024": April(l1=1.5, **size),
+        "gated": Gated(l1=4.0, **size),
+        "TopK": TopK(k=math.ceil(active), **size),
+        "BatchTopK": BatchTopK(k=k, **size),
+        "Matryoshka": Matryoshka(k=k, widths=(max(1, d_sae // 4), d_sae), **size),
+        "JumpReLU": JumpReLU(l0=2.5, bandwidth=1.5, initial_threshold=0.8, **size),
+        "p-anneal": PAnneal(l1=1.5, p_end=0.5, **size),
+    }
 
 
 @torch.no_grad()

@@ -43,6 +43,19 @@ def cosines(
     return result
 
 
+def feature_directions(
+    x: Float[Tensor, "n d"], coefficients: Float[Tensor, "n n_features"]
+) -> Float[Tensor, "n_features d"]:
+    """What one unit of each feature adds to x: the least squares fit of x on the coefficients and a constant.
+
+    Exact (to rounding) where x = c D + b, as in the hidden layer of a linear or ReLU-output toy model; elsewhere the
+    best linear account. Of coefficients that determine each other the solution of least norm.
+    """
+    require(len(x) > coefficients.shape[1], f"{len(x)} rows arrived for {coefficients.shape[1]} features; more rows")
+    c, y = (part.double() - part.double().mean(0) for part in (coefficients, x))
+    return torch.linalg.lstsq(c, y, driver="gelsd").solution.to(x)
+
+
 def best_latent(W_dec: Float[Tensor, "*sae d_sae d"], features: Tensor) -> Int[Tensor, "*sae n_features"]:
     """The latent nearest to each feature, by |cos|."""
     return cosines(W_dec, features).abs().argmax(-2)

@@ -102,7 +102,8 @@ def initialise(spec: SAESpec, x: Tensor, y: Tensor, b_dec: Tensor, autoencodes: 
     Rows of W_dec are random directions; W_enc is its transpose for an autoencoder (the most useful single measure
     against dead latents), else random directions of its own. Drawn in float32 whatever the dtype.
     """
-    draw = generator(spec.seed, "init")
+    # Not the models' "init": of equal shape and seed, a toy model's W would be where its dictionary starts.
+    draw = generator(spec.seed, "sae init")
 
     def directions(width: int) -> Tensor:
         rows = torch.randn(spec.d_sae, width, generator=draw)

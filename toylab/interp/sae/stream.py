@@ -212,6 +212,11 @@ class Stream:
         return f"Stream({kind}, [{self.d_in}] -> [{self.d_out}], {', '.join(self.origin.sites) or 'no model'})"
 
 
+def rows_of(snapshot: Any, site: SiteName) -> Tensor:
+    """[rows, d]: what a stream of this site is made of, for the snapshot's own examples."""
+    return _activations(snapshot, _full(snapshot, site), snapshot.batch, snapshot.batch.read, True)
+
+
 def _scale(x: Tensor, sources: int, normalise: str) -> Tensor:
     """[d]: for each source, sqrt(d) / E|x| or 1 / sqrt(E|x|^2) or 1, repeated over its d entries."""
     parts = x.unflatten(1, (sources, -1))
