@@ -371,6 +371,25 @@ def test_annealing_p_leaves_the_penalty_continuous():
         torch.testing.assert_close(penalty, f.sum((1, 2)))
 
 
+def test_16_the_gate_learns_from_its_own_terms_and_the_decoder_from_the_first_alone():
+    variant = VARIANTS["gated"]
+    params, x = stacked_params(variant), random(40, 6, seed=9)
+    (grads, _), knobs, _ = gradients(variant, params, x, x)
+    for s in range(2):
+        p = {name: t[s].clone().requires_grad_() for name, t in params.items()}
+        u = (x - p["b_dec"].detach()) @ p["W_enc"]
+        pi, f = u + p["b_gate"], (u * p["r_mag"].exp() + p["b_mag"]).relu()
+        main = (((pi > 0) * f) @ p["W_dec"] + p["b_dec"].detach() - x).square().sum() / len(x)
+        frozen = (pi.relu() @ p["W_dec"].detach() + p["b_dec"].detach() - x).square().sum() / len(x)
+        gate = frozen + knobs["l1"][s, 0, 0] * pi.relu().sum() / len(x)
+        of_gate, nothing = torch.autograd.grad(gate, (p["b_gate"], p["b_mag"]), retain_graph=True, allow_unused=True)
+        none, of_decoder = torch.autograd.grad(main, (p["b_gate"], p["W_dec"]), allow_unused=True)
+        assert nothing is None
+        assert none is None  # the step passes no gradient
+        torch.testing.assert_close(grads["b_gate"][s], of_gate)
+        torch.testing.assert_close(grads["W_dec"][s], of_decoder)
+
+
 def test_17_resampling_changes_dead_latents_their_moments_and_nothing_else():
     trainer = SAETrainer([VARIANTS["standard"]] * 2, streams(), SAETraining(steps=9, batch_size=64, dead_after=3))
     for _ in range(3):

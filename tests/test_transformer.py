@@ -13,7 +13,7 @@ from cases.models import ADDITION, REPEATED, TRANSFORMERS, rng, scrambled, spec
 
 from toylab.errors import UserError
 from toylab.models.interop import from_transformer_lens, to_transformer_lens
-from toylab.models.transformer import BIASES, TransformerSpec
+from toylab.models.transformer import ACTIVATIONS, BIASES, TransformerSpec
 from toylab.taps import Record, Replace
 from toylab.tasks.modular import ModularArithmetic
 
@@ -297,6 +297,15 @@ def test_a_shorter_input_is_read_as_the_start_of_a_longer_one(spec, task):
     for read in ((2,), (-3,)):
         with pytest.raises(UserError, match=f"no position {read[0]} among 2"):
             model(x, read=read)
+
+
+def test_solu_of_two_large_and_two_small_values():
+    """x softmax(x): 4 e^4 / (2 e^4 + 2 e) and e / (2 e^4 + 2 e), by hand 1.9051 and .0237."""
+    e4, e1 = math.exp(4), math.exp(1)
+    expected = torch.tensor([4 * e4, e1, 4 * e4, e1], dtype=torch.float64) / (2 * e4 + 2 * e1)
+    found = ACTIVATIONS["solu"](torch.tensor([4.0, 1.0, 4.0, 1.0], dtype=torch.float64))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found[:2], torch.tensor([1.9051, 0.0237], dtype=torch.float64), rtol=0, atol=5e-5)
 
 
 # --- identities -----------------------------------------------------------------------------------------------------
