@@ -20,7 +20,9 @@ from toylab.experiment import TrainSpec
 from toylab.interp import board as tools
 from toylab.interp.erasure import fit as fit_eraser
 from toylab.interp.probes import fit
+from toylab.interp.sae.dictionary import load, save
 from toylab.measures import board as measures
+from toylab.measures import board_features as features
 from toylab.models.transformer import TransformerSpec
 from toylab.optim import OptimSpec
 from toylab.snapshot import Snapshot
@@ -32,6 +34,7 @@ from toylab.train import train
 
 pytestmark = pytest.mark.usefixtures("global_rng_untouched")
 SIX = Othello(6, "moves", 200, 0.2, 5)
+FOUR = Othello(4, "moves", 200, 0.2, 4)
 LEAVES = Othello(4, "leaves", None, 0.2, 6)
 PASS_LINES = {  # moves, what is legal then: the side that moved last moves again
     8: ([19, 18, 17, 9, 37, 16, 0, 2], [20, 45]),
@@ -171,6 +174,13 @@ def many():
     return moves, engine.replay(8, moves)
 
 
+def around(on):
+    """Squares [..., 64] that touch one of these."""
+    x = np.pad(on.reshape(*on.shape[:-1], 8, 8), ((0, 0),) * (on.ndim - 1) + ((1, 1), (1, 1)))
+    rows = x[..., :-2, :] | x[..., 1:-1, :] | x[..., 2:, :]
+    return (rows[..., :-2] | rows[..., 1:-1] | rows[..., 2:]).reshape(on.shape)
+
+
 def test_A4_A5_A7_statistics_of_random_games(many):
     moves, seen = many
     assert (moves[:, -1] >= 0).mean() == pytest.approx(0.99055, abs=0.004)
@@ -183,6 +193,13 @@ def test_A4_A5_A7_statistics_of_random_games(many):
     assert (n_legal[asked] / 60).mean() == pytest.approx(0.1436, abs=0.01)
     assert seen.legal[asked].mean(0).max() == pytest.approx(0.1588, abs=0.01)
     assert (n_legal[asked] / (empty & outside).sum(2)[asked]).mean() == pytest.approx(0.4088, abs=0.01)
+    theirs = np.where(seen.white, 1, 2)[..., None]  # of the side that does not move
+    for discs, share in (
+        (seen.board > 0, 0.4884),
+        (seen.board == theirs, 0.6229),
+    ):  # a random empty square beside these
+        beside = empty & around(discs)
+        assert (n_legal[asked] / beside.sum(2)[asked]).mean() == pytest.approx(share, abs=0.01)
 
 
 def test_move_uniform_choice_is_uniform():
@@ -372,12 +389,24 @@ def test_A8_a_perfect_model_without_an_edit_has_the_null_error():
     assert (cases.legal_before ^ cases.legal_after).sum(1).double().mean().item() == pytest.approx(1.985, abs=0.1)
 
 
-def test_A9_input_linear_controls():
-    task = Othello(6, "moves", 1, 0.0, 1)
-    control, majority = measures._controls(measures.BoardProbes(n_games=600), task)
-    board, colour, _ = control.tolist()
-    assert board[:3] == pytest.approx([0.611, 0.759, 0.877], abs=0.01)
-    assert colour[:3] == pytest.approx([0.611, 0.762, 0.762], abs=0.01)
+@pytest.mark.parametrize(
+    ("n", "games", "board", "colour"),  # ply, bag, signed bag and, where it is small, (ply, square)
+    [
+        (4, 1500, [0.614, 0.795, 0.921, 0.804], [0.624, 0.822, 0.830, 0.925]),
+        (6, 600, [0.611, 0.759, 0.877], [0.611, 0.762, 0.762]),
+        (8, 400, [0.624, 0.757, 0.862], [0.624, 0.757, 0.756]),
+    ],
+)
+def test_A9_input_linear_controls(n, games, board, colour):
+    task, tool = Othello(n, "moves", 1, 0.0, 1), measures.BoardProbes(frames=("board", "colour"), n_games=games)
+    data = measures.positions(task, games, 0)
+    for i, name in enumerate(measures.CONTROLS[: len(board)]):
+        found = tool.right(measures.control_inputs(task, data, name), data).mean((-1, -2))
+        assert found.tolist() == pytest.approx([board[i], colour[i]], abs=0.01), name
+
+
+def test_A9_the_commonest_class_by_square_and_ply():
+    _, majority = measures._controls(measures.BoardProbes(n_games=600), Othello(6, "moves", 1, 0.0, 1))
     assert majority[0].item() == pytest.approx(0.6117, abs=0.01)
 
 
@@ -399,9 +428,10 @@ class Planted(Tapped):
         n = self.task.n
         seen = engine.replay(n, self.task.decode(tokens).numpy(), strict=False)
         board = self.task._latents(seen)["board"].values.clamp_min(0)
-        x = F.one_hot(board, 3).float().flatten(2) @ self.D
+        x = (held := F.one_hot(board, 3).float().flatten(2)) @ self.D
         for layer in range(2):
             x = x + tap("attn_out", layer, torch.zeros_like(x))
+            tap("post", layer, held)
             x = tap("resid_post", layer, x)
         held = (x @ self.D.T).unflatten(-1, (n * n, 3)).argmax(-1)
         if self.blind:
@@ -514,15 +544,55 @@ def test_path_independence(planted, untrained):
 
 def test_A10_labels_as_features_cover_and_reconstruct():
     data = measures.positions(SIX, 60, 0)
-    properties = measures.board_properties(data.labels["board"])
-    features = properties.float() * torch.linspace(0.5, 2, properties.shape[1])
-    assert tools.coverage(features, properties) == 1
-    assert tools.reconstruction((features, properties), (features, properties)) == 1
-    mixed = features[torch.randperm(len(features), generator=generator(0, "mix"))]
-    rate = properties.double().mean(0)
-    always = (2 * rate / (1 + rate))[rate > 0].mean().item()
-    assert tools.coverage(mixed, properties) < always + 0.02
-    assert tools.reconstruction((mixed, properties), (mixed, properties)) < 0.05
+    properties = features.board_properties(data)
+    labels = properties.float() * torch.linspace(0.5, 2, properties.shape[1])
+    covered, chance, rebuilt = features.square_scores(labels, properties, data.test)
+    assert (covered, rebuilt) == (1, 1)
+    rate = properties[data.test].double().mean(0)
+    assert chance == pytest.approx((2 * rate / (1 + rate))[rate > 0].mean().item())
+    mixed = labels[torch.randperm(len(labels), generator=generator(0, "mix"))]
+    covered, _, rebuilt = features.square_scores(mixed, properties, data.test)
+    assert covered < chance + 0.02
+    assert rebuilt < 0.05
+
+
+def test_square_scores_do_not_depend_on_the_batch_they_are_summed_in(monkeypatch):
+    data = measures.positions(SIX, 40, 0)
+    properties = features.board_properties(data)
+    x = features.played_by_sides(SIX, data) + torch.rand(1, 1, generator=generator(0, "x"))
+    whole = features.square_scores(x, properties, data.test)
+    monkeypatch.setattr(features, "ROWS", 100)
+    assert features.square_scores(x, properties, data.test) == whole
+
+
+def test_a_dictionary_finds_the_squares_of_a_planted_board():
+    """Neurons that are the board itself: exactly 1. A dictionary of the planted directions, a third of which are on at
+    once: well above its controls. Shuffled boards: at chance and 0."""
+    snap = Snapshot(0, Planted(FOUR), FOUR, FOUR.split(0))
+    tool = features.BoardDictionary(1, d_sae=32, k=9, lr=3e-3, steps=800, batch_size=256, n_games=300)
+    found = tool(snap)
+    covered, rebuilt = (
+        dict(zip(features.FEATURES, found[name].values, strict=True)) for name in ("coverage", "reconstruction")
+    )
+    assert covered["neurons"] == rebuilt["neurons"] == 1
+    assert covered["dictionary"] > 0.85
+    assert rebuilt["dictionary"] > 0.7
+    assert found["fvu"] < 0.02
+    for control in ("untrained", "moves"):
+        assert covered["dictionary"] > covered[control] + 0.1
+        assert rebuilt["dictionary"] > rebuilt[control] + 0.3
+    null = dataclasses.replace(tool, labels="shuffled", steps=10)(snap)
+    assert (null["coverage"].values < null["chance"] + 0.02).all()
+    assert (null["reconstruction"].values < 0.02).all()
+
+
+def test_a_dictionary_knows_where_it_belongs(planted, untrained, tmp_path):
+    sae = features.BoardDictionary(1, d_sae=32, k=4, steps=5, batch_size=64, n_games=30).fit(untrained)
+    load(save(sae, tmp_path), untrained, ("resid_post", 1))
+    with pytest.raises(UserError, match=r"not blocks\.0\.hook_resid_post"):
+        load(tmp_path, untrained, ("resid_post", 0))
+    with pytest.raises(UserError, match="belongs to checkpoint"):
+        load(tmp_path, planted)
 
 
 def test_A11_erasing_a_square_leaves_no_linear_trace():
@@ -570,7 +640,8 @@ def test_everything_runs_over_checkpoints(tmp_path):
         measures.Interventions(n_cases=6, n_games=60, later=1, operators=("add",)),
         measures.Saliency(0, n_cases=6, n_games=60),
         measures.PathIndependence(20),
-        measures.BoardFeatures(1, n_games=60),
+        features.BoardFeatures(1, n_games=60),
+        features.BoardDictionary(1, d_sae=32, k=4, steps=20, batch_size=64, n_games=60),
         measures.LensMoves(20),
     ):
         assert run.map(tool).sizes["step"] == 3
@@ -596,6 +667,8 @@ def test_everything_runs_over_checkpoints(tmp_path):
         (lambda: SIX.latents(torch.full((1, 3), 99)), "token 99 arrived"),
         (lambda: measures.BoardProbes(frames=("mine",)), "accepted are board, colour, parity"),
         (lambda: measures.BoardProbes(kind="svm"), "accepted are"),
+        (lambda: features.BoardDictionary(1, labels="shufled"), 'did you mean "shuffled"'),
+        (lambda: features.BoardDictionary(1, d_sae=8, k=9), "at most d_sae=8 latents"),
         (lambda: measures.Interventions(operators=("ad",)), 'did you mean "add"'),
         (lambda: SIX.edits(3, "flp", generator(0, "e")), 'did you mean "flip"'),
         (lambda: SIX.counterfactual(SIX.split(0).all, "ply", generator(0, "c")), "accepted are board, legal"),
@@ -624,7 +697,14 @@ def test_an_illegal_move_is_named_with_its_reason_and_the_board():
 def test_a_run_without_a_board_is_refused():
     task = ModularArithmetic(p=7, operation="x+y", frac_train=0.5)
     snap = Snapshot(0, SPEC.build(task, generator(0, "init")), task, task.split(0))
-    for measure in (measures.LegalMoves(), measures.BoardProbes(), measures.Saliency(0), measures.PathIndependence()):
+    for measure in (
+        measures.LegalMoves(),
+        measures.BoardProbes(),
+        measures.Saliency(0),
+        measures.PathIndependence(),
+        features.BoardFeatures(0),
+        features.BoardDictionary(0),
+    ):
         with pytest.raises(UserError, match="ModularArithmetic has no board"):
             measure(snap)
 

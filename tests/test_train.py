@@ -23,7 +23,7 @@ from toylab.measures.basic import Loss
 from toylab.optim import KINDS as OPTIMISERS
 from toylab.optim import SCHEDULES, OptimSpec
 from toylab.rundir import RunDir
-from toylab.train import Trainer, train
+from toylab.train import Fresh, Trainer, train
 
 ROOT = Path(__file__).parent.parent
 ENVIRONMENT = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}", "OMP_NUM_THREADS": "1"}
@@ -270,6 +270,29 @@ def test_a_full_batch_is_every_training_row_and_a_minibatch_some_of_them():
     assert set().union(*drawn) == allowed
     stream = Trainer(STREAMING)
     assert not torch.equal(stream.next_batch().inputs, stream.next_batch().inputs)
+
+
+def test_batches_drawn_ahead_are_the_same_and_leave_no_trace():
+    """Weights and states are those without the thread; what was drawn and not used is drawn again."""
+    plain, ahead, resumed = (Trainer(STREAMING) for _ in range(3))
+    for trainer in (ahead, resumed):
+        trainer.fresh = Fresh(trainer.fresh.draw, trainer.batches, ahead=True)
+    for step in range(8):
+        plain.advance(), ahead.advance()
+        assert all(torch.equal(t, ahead.state()[name]) for name, t in plain.state().items())
+        if step in (2, 5):  # into a trainer that has a batch waiting already
+            resumed.load_state(ahead.step, {name: t.clone() for name, t in ahead.state().items()})
+        resumed.advance()
+    plain.advance()  # the resumed one is a step further
+    assert all(torch.equal(t, resumed.state()[name]) for name, t in plain.state().items())
+
+
+def test_an_error_in_drawing_ahead_is_told_when_the_batch_is_asked_for():
+    asked = iter([1, 0])
+    fresh = Fresh(lambda g: STREAMING.task.sample(8 // next(asked), g), torch.Generator(), ahead=True)
+    assert len(fresh.next()) == 8
+    with pytest.raises(ZeroDivisionError):
+        fresh.next()
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import math
 import signal
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -39,6 +40,35 @@ class Diverged(UserError):
     """The loss or the weights are no longer finite; what was saved before is whole."""
 
 
+class Fresh:
+    """Batches of a streaming task, in the order in which the generator gives them.
+
+    ahead: the next one is drawn by a thread while this one is in use. It pays where the step runs on another device; on
+    a CPU both want the same cores. Its state is the generator's before the batch that comes next: what was drawn and
+    not used is drawn again, so a state does not tell whether anything was drawn ahead.
+    """
+
+    def __init__(self, draw: Callable[[torch.Generator], Batch], generator: torch.Generator, ahead: bool):
+        self.draw, self.generator = draw, generator
+        self.pool = ThreadPoolExecutor(1) if ahead else None
+        self.waiting: tuple[Tensor, Future[Batch]] | None = None
+
+    def next(self) -> Batch:
+        batch = self.waiting[1].result() if self.waiting else self.draw(self.generator)
+        if self.pool:
+            self.waiting = self.generator.get_state(), self.pool.submit(self.draw, self.generator)
+        return batch
+
+    def get_state(self) -> Tensor:
+        return self.waiting[0] if self.waiting else self.generator.get_state()
+
+    def set_state(self, state: Tensor) -> None:
+        if self.waiting:
+            wait([self.waiting[1]])
+        self.waiting = None
+        self.generator.set_state(state)
+
+
 class Trainer:
     """Model, optimiser and generators of one experiment at one step."""
 
@@ -49,6 +79,7 @@ class Trainer:
         self.model = e.model.build(e.task, generator(e.seed, "init")).to(e.train.device)
         self.optimiser = e.optim.build(self.model)
         self.batches = generator(e.seed, "batch")
+        self.fresh = Fresh(lambda g: e.task.sample(e.train.batch_size, g), self.batches, e.train.device != "cpu")
         self.step = 0
         require(
             self.split.train is not None or e.train.batch_size is not None,
@@ -67,7 +98,7 @@ class Trainer:
             return self._full
         size, split = self.experiment.train.batch_size, self.split
         if split.train is None:
-            return self.experiment.task.sample(size, self.batches).to(self.experiment.train.device)
+            return self.fresh.next().to(self.experiment.train.device)
         return split.all[split.train[torch.randperm(len(split.train), generator=self.batches)[:size]]]
 
     def advance(self) -> float:
@@ -98,7 +129,7 @@ class Trainer:
             {f"model/{name}": t for name, t in self.weights().items()}
             | {f"optim/{names[i]}/{k}": torch.as_tensor(t) for i, entry in optim.items() for k, t in entry.items()
                if t is not None}
-            | {"rng/batch": self.batches.get_state()}
+            | {"rng/batch": self.fresh.get_state()}
         )  # fmt: skip
 
     def load_state(self, step: int, tensors: dict[str, Tensor]) -> None:
@@ -112,7 +143,7 @@ class Trainer:
                 optim.setdefault(names.index(name), {})[slot] = tensor
         groups = self.optimiser.state_dict()["param_groups"]
         self.optimiser.load_state_dict({"state": optim, "param_groups": groups})
-        self.batches.set_state(tensors["rng/batch"])
+        self.fresh.set_state(tensors["rng/batch"])
         self.step = step
 
 

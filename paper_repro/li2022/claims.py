@@ -22,8 +22,8 @@ SHORT = ("train.steps=1200", "train.batch_size=128", "train.eval_every=300", "tr
 STOPPED = "train.steps=60", "train.eval_every=60", "train.checkpoints=[]", "optim.warmup=10"
 # The same runs as nanda2023othello: they are trained once.
 RUNS = (
-    RunSet("main", (("experiment=othello_6x6",),), about="4 layers of 128, 1.5 million games"),
-    RunSet("stopped early", (sized("early", 4, 128, *STOPPED),), about="placebo: 15,000 games"),
+    RunSet("main", (("experiment=othello_6x6",),), about="3 layers of 128, 512,000 games"),
+    RunSet("stopped early", (sized("early", 3, 128, *STOPPED),), about="placebo: 3,840 games"),
 )
 QUICK = (
     RunSet("main", (sized("quick", 2, 64, *SHORT),), about="2 layers of 64, 150,000 games"),

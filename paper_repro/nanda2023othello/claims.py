@@ -21,9 +21,9 @@ def sized(name: str, layers: int, width: int, *overrides: str) -> tuple[str, ...
 SHORT = ("train.steps=1200", "train.batch_size=128", "train.eval_every=300", "train.checkpoints=['log:8']")
 STOPPED = "train.steps=60", "train.eval_every=60", "train.checkpoints=[]", "optim.warmup=10"
 RUNS = (
-    RunSet("main", (("experiment=othello_6x6",),), about="4 layers of 128, 1.5 million games"),
-    RunSet("sizes", (sized("2x64", 2, 64), sized("3x96", 3, 96)), about="smaller networks, the same games"),
-    RunSet("stopped early", (sized("early", 4, 128, *STOPPED),), about="placebo: 15,000 games"),
+    RunSet("main", (("experiment=othello_6x6",),), about="3 layers of 128, 512,000 games"),
+    RunSet("sizes", (sized("1x64", 1, 64), sized("2x64", 2, 64)), about="smaller networks, the same games"),
+    RunSet("stopped early", (sized("early", 3, 128, *STOPPED),), about="placebo: 3,840 games"),
 )
 QUICK = (
     RunSet("main", (sized("quick", 2, 64, *SHORT),), about="2 layers of 64, 150,000 games"),

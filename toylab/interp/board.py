@@ -8,10 +8,9 @@
      attn      the same vector of ONE probe, added to attention outputs (what their code does)
      reflect   x - (1 + s)(x . v) v at one layer, v = mine_dir / |mine_dir| (the blog post before the paper)
 3. Scores: the papers' top-N error, and how often the squares whose legality changed are treated as they should be.
-4. `coverage`, `reconstruction`: do single features fire on single squares (Karvonen et al. 2024)?
 
-Sources: arXiv 2210.13382 (section 4), 2309.00941, 2408.00113. Knows tensors, probes and taps.
-Squares may be numbered in any way; probes have one target per square.
+Sources: arXiv 2210.13382 (section 4), 2309.00941. Knows tensors, probes and taps. Whether single features stand for
+squares is asked in sae/boards.py. Squares may be numbered in any way; probes have one target per square.
 """
 
 from __future__ import annotations
@@ -208,47 +207,3 @@ def board_edit(
     return EditAt(
         "resid_post", (first_layer,), at, lambda layer, x: x - (1 + scale) * (x * unit).sum(-1, keepdim=True) * unit
     )
-
-
-# --- Features that stand for squares ---------------------------------------------------------------------------------
-
-THRESHOLDS = tuple(i / 10 for i in range(10))
-
-
-def _counts(features: Tensor, maximum: Tensor, properties: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(firings that are right [threshold, feature, property], firings [threshold, feature], property count)."""
-    truth = properties.float()
-    fires = [(features > t * maximum).float() for t in THRESHOLDS]
-    return torch.stack([f.T @ truth for f in fires]), torch.stack([f.sum(0) for f in fires]), truth.sum(0)
-
-
-def coverage(features: Float[Tensor, "n feature"], properties: Bool[Tensor, "n property"]) -> float:
-    """Mean over properties of the best F1 over features and thresholds 0, .1, ..., .9 of each feature's maximum.
-
-    Each property takes its own best threshold; properties that never hold do not count. 1 for the labels themselves;
-    for features that carry nothing, the F1 of always saying yes, 2 q / (1 + q) at rate q (Karvonen et al. 2024).
-    """
-    right, fired, holds = _counts(features, features.amax(0).clamp_min(0), properties)
-    f1 = 2 * right / (fired[..., None] + holds).clamp_min(1)
-    return float(f1.amax((0, 1))[holds > 0].mean())
-
-
-def reconstruction(
-    train: tuple[Float[Tensor, "n feature"], Bool[Tensor, "n property"]],
-    test: tuple[Float[Tensor, "m feature"], Bool[Tensor, "m property"]],
-    precision: float = 0.95,
-    least: int = 10,
-) -> float:
-    """F1 over all properties and test rows of: it holds if any feature fires that was precise about it on train.
-
-    Precise: at this threshold it fired at least `least` times and was right in `precision` of them. The best single
-    threshold counts. 1 for the labels themselves, 0 for features that carry nothing.
-    """
-    maximum = train[0].amax(0).clamp_min(0)
-    right, fired, _ = _counts(train[0], maximum, train[1])
-    precise = (right >= precision * fired[..., None]) & (fired >= least)[..., None]
-    best = 0.0
-    for t, marks in zip(THRESHOLDS, precise.float(), strict=True):
-        said = (test[0] > t * maximum).float() @ marks > 0
-        best = max(best, float(2 * (said & test[1]).sum() / (said.sum() + test[1].sum()).clamp_min(1)))
-    return best

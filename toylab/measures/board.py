@@ -4,8 +4,8 @@ Every measure here takes snapshots of an Othello task and works under `run.map`.
 after block l (`resid_post`), position t the one that has just read the (t + 1)-th move. Probes are fitted on games
 drawn for them, the same at every checkpoint and seed, and scored on openings that they, and the network, never saw.
 
-Sources: Li et al. 2023 (arXiv 2210.13382), Nanda et al. 2023 (arXiv 2309.00941), Karvonen et al. 2024 (arXiv
-2408.00113). Came from: tasks/othello.py and interp/board.py.
+Sources: Li et al. 2023 (arXiv 2210.13382), Nanda et al. 2023 (arXiv 2309.00941). Came from: tasks/othello.py and
+interp/board.py. Read next: board_features.py.
 """
 
 from __future__ import annotations
@@ -30,10 +30,8 @@ from toylab.interp.board import (
     board_edit,
     changed_score,
     class_steps,
-    coverage,
     empty_directions,
     mine_directions,
-    reconstruction,
     top_n_error,
 )
 from toylab.interp.lens import logit_lens
@@ -547,32 +545,3 @@ class PathIndependence:
 @lru_cache(maxsize=8)
 def _pairs(task: Othello, count: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return task.transpositions(count, generator(seed, "transpositions"))
-
-
-@dataclass(frozen=True)
-class BoardFeatures:
-    """coverage, reconstruction of the squares' mine and theirs by single features: the activations of one site.
-
-    With `post` the features are MLP neurons; a sparse autoencoder's features go to interp/board.py directly. Features
-    are chosen on training openings and `reconstruction` is scored on held-out ones (Karvonen et al. 2024).
-    """
-
-    layer: int
-    site: str = "post"
-    n_games: int = 200
-    seed: int = 0
-
-    def __call__(self, snap: Snapshot) -> Results:
-        task = othello(snap)
-        data = positions(task, self.n_games, self.seed)
-        with torch.no_grad():
-            _, cache = snap.model.run_with_cache(data.inputs, (self.site, self.layer))
-        features = cache[self.site, self.layer][data.row]
-        properties = board_properties(data.labels["board"])
-        train, test = ((features[rows], properties[rows]) for rows in (~data.test, data.test))
-        return {"coverage": coverage(*test), "reconstruction": reconstruction(train, test)}
-
-
-def board_properties(board: Int[Tensor, "n square"]) -> Tensor:
-    """Bools [n, 2 * square]: each square is mine; each square is theirs."""
-    return torch.cat([board == 1, board == 2], 1)
