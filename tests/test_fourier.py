@@ -594,3 +594,15 @@ def test_leading_axes_are_batches():
     )
     torch.testing.assert_close(fourier_gini(stack[..., :7, :], group)[0, 1], fourier_gini(stack[0, 1, :7], group))
     assert trig_fit(stack.float(), group).cos.dtype == torch.float32
+
+
+def test_a_weak_key_frequency_is_found_and_a_faint_harmonic_is_not():
+    """Shares as in trained networks: .8 % for the weakest frequency in use, .01 % for a second harmonic."""
+    p = 31
+    total = group_sums((p,)).flatten()[:, None] - torch.arange(p)
+    wave = lambda k, size: size**0.5 * torch.cos(2 * torch.pi * k * total.double() / p)  # noqa: E731
+    logits = wave(3, 0.9919) + wave(11, 0.008) + wave(6, 0.0001)
+    found = key_logit_frequencies(logits, (p,))
+    assert found.freqs == (3, 11)
+    assert key_logit_frequencies(logits, (p,), min_share=0.01).freqs == (3,)
+    torch.testing.assert_close(found.share[11], torch.tensor(0.008, dtype=torch.float64))
