@@ -214,3 +214,14 @@ def test_demo_trains_measures_draws_and_the_second_time_only_redraws(tmp_path, m
 
 def test_durations_read_as_one_would_say_them():
     assert [duration(s) for s in (42.0, 180.0, 5400.0)] == ["42 s", "3 min", "1.5 h"]
+
+
+def test_a_signal_within_a_measure_that_trains_ends_the_command_in_one_line(monkeypatch, capsys):
+    from toylab.durable import Interrupted
+
+    def stopped(args):
+        raise Interrupted("stopped at step 3 of 6; it had no path to save to", 15)
+
+    monkeypatch.setattr("toylab.cli.list.run", stopped)
+    assert main(["list"]) == 143
+    assert capsys.readouterr().err == "toylab: stopped at step 3 of 6; it had no path to save to\n"

@@ -67,7 +67,7 @@ Ctrl-C saves; the same command goes on. `toylab list papers` shows what there is
         "grade every tool on models whose answer is known",
         """Asks every tool about every known model it applies to (hand-built circuits, compiled programs, planted
 adders) and compares what it finds with what was planted: found, missed, falsely found, the score, the score of the same
-tool on untrained weights, seconds. About 90 s. Writes exam.json, exam.csv and exam.png.
+tool on untrained weights, seconds. Two to three minutes. Writes exam.json, exam.csv and exam.png.
 
   toylab exam                                   everything
   toylab exam --tools probe "logit lens"        tools whose names start so
@@ -152,6 +152,7 @@ def _arguments(name: str, sub: argparse.ArgumentParser) -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Exit status: 0 done, 1 a mistake told in one line, 2 wrong usage, 130 or 143 stopped by a signal."""
+    from toylab.durable import Interrupted
     from toylab.errors import UserError
 
     args = parser().parse_args(argv)
@@ -160,6 +161,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         print(f"toylab: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
+    except Interrupted as stopped:  # within a measure that trains something
+        print(f"toylab: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal
     except KeyboardInterrupt:
         print("toylab: interrupted", file=sys.stderr)
         return 130
