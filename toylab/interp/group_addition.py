@@ -248,8 +248,8 @@ def key_logit_frequencies(
     1. Its power stands out among the frequencies: `key_frequencies` of trig_fit(logits).energy, dof 2.
     2. Its alignment exceeds what a readout that knows nothing of c gives. For a Gaussian W_U with independent columns
        it is Beta(1, n - 2) whatever comes before; the cut is the 1 - alpha/(number of frequencies) quantile.
-    min_share is for what trained networks do: in ten of them (p = 113, two recipes) the weakest cosine without which the
-    loss rises has a share of .0066, the strongest other one, a second harmonic, .00012; .001 is between.
+    min_share is for what trained networks do: in ten of them (p = 113, two recipes) the weakest cosine without which
+    the loss rises has a share of .0066, the strongest other one, a second harmonic, .00012; .001 is between.
     The first alone finds too much in untrained networks, whose power at different k is unequal before the readout
     (9% of them instead of 5% at p = 113, 17% at p = 31 with d_model 32; the second alone 4% and 6%). The second alone
     would call every frequency of a memorising table key: its answers do turn with a + b, at all frequencies alike.
