@@ -35,5 +35,5 @@ def draw(table):
         ax.set_xticks(range(len(sites)), sites, rotation=45)
         ax.set(title=process, ylim=(-0.1, 1.05))
     axes[0, 0].set_ylabel("R² of the belief")
-    axes[0, -1].legend(loc="center right", fontsize=8)
+    axes[0, 0].legend(loc="center right", fontsize=8)  # the empty half of the first panel
     return figure
