@@ -40,15 +40,18 @@ def draw(table):
         middle.plot(at["l0"], at["kept"], "s", color=color, ms=4, label=kind)
     middle.axvline(float(sparse.true_l0.mean()), color=GREY, lw=1)
     middle.set(
-        xscale="symlog",
+        xscale="log",
+        xlim=(0.5, 110),
         xlabel="latents on at a time (line: truth)",
         ylim=(0, 1.05),
         title="share of the amplitude kept",
     )
-    middle.legend(loc="lower right", fontsize=7)
+    middle.legend(loc="lower center", fontsize=6.5)
     spread(right, sparse["size"], sparse.mmcs_by_size, BLUE, "recovery (MMCS)")
     right.plot(sparse["size"], sparse.chance_mmcs_by_size[0], color=GREY, lw=1, label="chance")
-    right.set(xscale="log", xlabel="latents (128 features)", ylim=(0, 1.05), title="too narrow finds less")
+    right.set(
+        xscale="log", xlim=(28, 148), xlabel="latents (128 features)", ylim=(0, 1.05), title="too narrow finds less"
+    )
     right.set_xticks(sparse["size"].values, [str(m) for m in sparse["size"].values])
     right.minorticks_off()
     right.legend(loc="lower right", fontsize=7)
