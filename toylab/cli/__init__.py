@@ -12,7 +12,7 @@ COMMANDS = {
     "demo": (
         "train modular addition until it groks, measure it, draw it",
         """Trains a one-layer transformer on a + b mod 113 (30 % of all pairs) until it answers the other 70 % too,
-keeps 150 or more checkpoints, measures each of them and draws the picture. About 90 s on 2 cores. Called
+keeps 150 or more checkpoints, measures each of them and draws the picture. About a minute on 2 cores. Called
 again, it finds the finished run and redraws at once.
 
   toylab demo                 the run with seed 0
