@@ -420,13 +420,15 @@ class InContextMarkov:
     def walk(self, P: Float[Tensor, "n i j"], generator: torch.Generator) -> Int[Tensor, "n pos_and_one"]:
         """length + 1 tokens of each chain."""
         first = stationary_law(P) if self.start == "stationary" else torch.full_like(P[:, 0], 1 / self.k)
-        tokens = [torch.multinomial(first, 1, generator=generator)]
+        start = torch.multinomial(first, 1, generator=generator)
         uniform = torch.rand(self.length, len(P), 1, 1, generator=generator, dtype=torch.float64)
-        # Where each token would lead at each step, at once for all; the walk itself only looks up.
-        following = (P.cumsum(2)[..., :-1] <= uniform).sum(-1)  # [step, n, i]
-        for leads in following:
-            tokens.append(leads.gather(1, tokens[-1]))
-        return torch.cat(tokens, 1)
+        # Where each token leads at each step, then (by doubling) in all steps up to it: [step, n, i].
+        leads, done = (P.cumsum(2)[..., :-1] <= uniform).sum(-1), 1
+        while done < self.length:
+            leads = torch.cat([leads[:done], leads[done:].gather(2, leads[:-done])])
+            done *= 2
+        walked = leads.gather(2, start.expand(self.length, -1, -1))[..., 0]
+        return torch.cat([start, walked.T], 1)
 
     def _batch(self, tokens: Int[Tensor, "b pos_and_one"]) -> Batch:
         example = f"{self.render(tokens[:1, -12:])[0]} (the last is the answer)" if len(tokens) else ""
