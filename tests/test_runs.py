@@ -66,6 +66,19 @@ def test_untouched_checkpoints_are_not_hashed_again_and_touched_ones_are(run, mo
     assert hashed == run.steps[:1]
 
 
+def test_a_manifest_that_points_elsewhere_reads_the_run_s_own_file(run, tmp_path):
+    """Manifest and stamps of a stranger's run may name any path; only its own checkpoints are read."""
+    table = run.map(WeightNorms())
+    (tmp_path / "elsewhere").mkdir()
+    step = run.steps[0]
+    name = f"step_{step:08d}.safetensors"
+    shutil.copy2(run.path / "checkpoints" / f"step_{run.steps[-1]:08d}.safetensors", tmp_path / "elsewhere" / name)
+    for file in (run.dir.manifest_path, run.dir.stamps_path):
+        file.write_text(file.read_text().replace(name, f"../../elsewhere/{name}"))
+    shutil.rmtree(run.path / "derived")
+    assert Run.open(run.path).map(WeightNorms()).equals(table)
+
+
 # Tools for map. They count their calls in a module-level list only where the test says so.
 
 

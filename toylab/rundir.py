@@ -218,11 +218,10 @@ class RunDir:
         again, which would cost more than reading it. Copied and changed files are; `toylab verify` hashes everything.
         """
         line = (manifest or {}).get(step)
-        if line is not None and stamps and self._untouched(line, stamps):
-            return load_file(self.checkpoints / line["file"])
-        data = self.checkpoint_bytes(step, manifest)
         try:
-            return load(data)
+            if line is not None and stamps and self._untouched(line, stamps):
+                return load_file(self.checkpoints / Path(str(line["file"])).name)
+            return load(self.checkpoint_bytes(step, manifest))
         except SafetensorError as error:
             raise UserError(f"the checkpoint of step {step} in {self.path} holds no weights ({error})") from None
 
