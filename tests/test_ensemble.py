@@ -100,6 +100,30 @@ def test_members_stay_close_to_their_solo_twins(members):
             torch.testing.assert_close(tensor, expected[name], rtol=0, atol=1e-10, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.parametrize("family", ["transformer", "toy"])
+def test_members_in_bfloat16_take_their_twins_first_step(family):
+    """Products round at 2^-9 in both programs, so losses agree to a per cent."""
+    members = {
+        "transformer": [
+            experiment(s, model=dataclasses.replace(TINY, dtype="float32"), precision="bfloat16") for s in (0, 1)
+        ],
+        "toy": [
+            dataclasses.replace(
+                e, model=SuperpositionSpec("relu_out", 2), train=dataclasses.replace(e.train, precision="bfloat16")
+            )
+            for e in SPARSITY
+        ],
+    }[family]
+    single = [dataclasses.replace(e, train=dataclasses.replace(e.train, precision="float32")) for e in members]
+    losses, solo, exact = (
+        Stacked([Trainer(e) for e in members]).advance(),
+        [Trainer(e).advance() for e in members],
+        [Trainer(e).advance() for e in single],
+    )
+    assert losses == pytest.approx(solo, rel=1e-2)
+    assert losses != pytest.approx(exact, rel=1e-6), "the products really are in bfloat16"
+
+
 def test_float32_members_stay_as_close_as_the_docstring_says():
     stacked, solo = (Stacked([Trainer(float32(e)) for e in SEEDS]), [Trainer(float32(e)) for e in SEEDS])
     for steps, bound in [(1, 1e-6), (9, 1e-4)]:

@@ -498,3 +498,53 @@ def test_settings_that_do_not_change_bits_may_change_on_resuming(tmp_path):
     with pytest.raises(ConnectionError):
         fit(FULL_BATCH, tmp_path / "run", sinks=(crash,))
     assert fit(with_train(FULL_BATCH, threads=None), tmp_path / "run").info["threads"] == 1
+
+
+def test_runs_from_before_a_setting_existed_go_on_with_its_default(tmp_path):
+    """A stored config that lacks a setting means the default; another value than that is still another run."""
+
+    def crash(step, values):
+        if step == 30:
+            raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        fit(FULL_BATCH, tmp_path / "run", sinks=(crash,))
+    directory = RunDir(tmp_path / "run")
+    config = directory.config()
+    del config["train"]["precision"]
+    directory.write_config(config)
+    with pytest.raises(UserError, match=r"train\.precision was float32 and is now bfloat16"):
+        fit(with_train(FULL_BATCH, precision="bfloat16"), tmp_path / "run")
+    assert fit(FULL_BATCH, tmp_path / "run").info["status"] == "finished"
+
+
+# --- precision -------------------------------------------------------------------------------------------------------
+
+
+def relative_change(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
+    return max(((x - y).abs().max() / y.abs().max()).item() for x, y in zip(a, b, strict=True))
+
+
+def test_bfloat16_products_change_gradients_by_their_rounding_and_weights_stay_float32(monkeypatch):
+    """Outputs round at 2^-9 = .002 per product: outputs move by that order, no more; everything stored is float32."""
+    seen = []
+    monkeypatch.setattr(
+        "toylab.train.batch_loss", lambda name, out, batch: seen.append(out) or batch_loss(name, out, batch)
+    )
+    half, single = (Trainer(with_train(STREAMING, precision=p)) for p in ("bfloat16", "float32"))
+    for _ in range(3):
+        half.advance(), single.advance()
+    assert all(out.dtype == torch.float32 for out in seen)
+    assert 1e-4 < relative_change(seen[:1], seen[1:2]) < 0.03, "the first outputs, from the same weights"
+    assert all(t.dtype == torch.float32 for name, t in half.state().items() if not name.startswith("rng"))
+    assert half.snapshot().logits.dtype == torch.float32
+
+
+def test_precision_is_checked():
+    with pytest.raises(UserError, match=r"train\.precision=.bf16..*bfloat16"):
+        with_train(FULL_BATCH, precision="bf16")
+    double = dataclasses.replace(FULL_BATCH.model, dtype="float64")
+    with pytest.raises(
+        UserError, match=r"train\.precision=bfloat16 is for float32 weights; this model.s are torch\.float64"
+    ):
+        Trainer(dataclasses.replace(with_train(FULL_BATCH, precision="bfloat16"), model=double))

@@ -44,7 +44,7 @@ from toylab.losses import batch_loss, loss_named
 from toylab.optim import OptimSpec
 from toylab.rundir import RunDir, provenance
 from toylab.runs import RunGroup
-from toylab.train import Diverged, Session, Trainer, begin, resumed_threads
+from toylab.train import Diverged, Session, Trainer, begin, in_precision, resumed_threads
 
 SLICE = 2**20  # numbers: inputs of this many stay in the caches through a forward and backward pass
 
@@ -241,7 +241,9 @@ class Stacked:
         parts = weights.split(self.sizes)
         params = {name: x.view(shape) for (name, shape), x in zip(self.shapes.items(), parts, strict=True)}
         batch = Batch(inputs, targets, weight, self.read)
-        outputs = functional_call(self.model, params, (inputs,), {"read": self.read})
+        outputs = in_precision(
+            self.experiment.train, lambda: functional_call(self.model, params, (inputs,), {"read": self.read})
+        )
         return batch_loss(self.experiment.loss, outputs, batch)
 
     def advance(self) -> list[float]:
@@ -278,7 +280,8 @@ class Stacked:
         batch, rows = self._next_batch(members), self.weights[members]
         parts = [x.view(-1, *shape) for x, shape in zip(rows.split(self.sizes, 1), self.shapes.values(), strict=True)]
         leaves = [x.detach().requires_grad_() for x in parts]
-        outputs = functional_call(self.model, dict(zip(self.shapes, leaves, strict=True)), (batch.inputs,))
+        params = dict(zip(self.shapes, leaves, strict=True))
+        outputs = in_precision(self.experiment.train, lambda: functional_call(self.model, params, (batch.inputs,)))
         losses = member_losses(self.experiment.loss, outputs, batch)
         grads = torch.autograd.grad(losses.sum(), leaves)
         return torch.cat([g.flatten(1) for g in grads], 1), losses.detach()

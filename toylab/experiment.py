@@ -9,11 +9,12 @@ from typing import Any
 
 from toylab.config import build, convert, to_node
 from toylab.data import Task
-from toylab.errors import UserError, did_you_mean, require
+from toylab.errors import UserError, did_you_mean, one_of, require
 from toylab.losses import loss_named
 from toylab.optim import OptimSpec
 
 Schedule = tuple[str | int, ...]
+PRECISIONS = ("float32", "bfloat16")
 
 
 def scheduled_steps(schedule: Schedule, total: int) -> list[int]:
@@ -62,6 +63,9 @@ class TrainSpec:
     checkpoints: see scheduled_steps. keep_states: of every how many checkpoints the optimiser state is kept too, so
                  that `toylab verify` can replay from it (the latest two always are).
     threads:     torch CPU threads (null = torch's choice). Bits are the same for the same number of threads.
+    precision:   bfloat16 computes the matrix products of an update in it (torch.autocast); weights, sums over the
+                 residual stream, the loss and every measure stay float32. It pays where the processor has bfloat16
+                 instructions (lscpu: avx512_bf16, amx_bf16) and on accelerators; without, it is slower.
     """
 
     steps: int
@@ -72,6 +76,7 @@ class TrainSpec:
     keep_states: int = 10
     threads: int | None = None
     device: str = "cpu"
+    precision: str = "float32"
     tensorboard: bool = False
 
     def __post_init__(self):
@@ -80,6 +85,7 @@ class TrainSpec:
         for name in ("batch_size", "threads"):
             value = getattr(self, name)
             require(value is None or value >= 1, f"train.{name}={value}: at least 1, or null")
+        one_of("train.precision", self.precision, PRECISIONS)
         scheduled_steps(self.checkpoints, self.steps)
 
 

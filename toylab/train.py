@@ -26,7 +26,7 @@ from toylab.config import flatten
 from toylab.data import Batch, Split, generator
 from toylab.durable import Interrupted, signals_caught
 from toylab.errors import UserError, one_of, require
-from toylab.experiment import Experiment, scheduled_steps
+from toylab.experiment import Experiment, TrainSpec, scheduled_steps
 from toylab.losses import batch_loss
 from toylab.measures.basic import Loss
 from toylab.rundir import RunDir, provenance
@@ -77,6 +77,12 @@ class Trainer:
         self.experiment = e
         self.split = _on_device(e.task.split(e.seed), e.train.device)
         self.model = e.model.build(e.task, generator(e.seed, "init")).to(e.train.device)
+        dtypes = {p.dtype for p in self.model.parameters()}
+        require(
+            e.train.precision == "float32" or dtypes == {torch.float32},
+            f"train.precision={e.train.precision} is for float32 weights; this model's are "
+            f"{', '.join(sorted(map(str, dtypes)))}",
+        )
         self.optimiser = e.optim.build(self.model)
         self.batches = generator(e.seed, "batch")
         self.fresh = Fresh(lambda g: e.task.sample(e.train.batch_size, g), self.batches, e.train.device != "cpu")
@@ -107,7 +113,8 @@ class Trainer:
         factor = e.optim.lr_factor(self.step, e.train.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = e.optim.lr * factor
-        loss = batch_loss(e.loss, self.model(batch.inputs, read=batch.read), batch)
+        outputs = in_precision(e.train, lambda: self.model(batch.inputs, read=batch.read))
+        loss = batch_loss(e.loss, outputs, batch)
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
         self.optimiser.step()
@@ -145,6 +152,15 @@ class Trainer:
         self.optimiser.load_state_dict({"state": optim, "param_groups": groups})
         self.fresh.set_state(tensors["rng/batch"])
         self.step = step
+
+
+def in_precision(spec: TrainSpec, forward: Callable[[], Tensor]) -> Tensor:
+    """forward() with its matrix products in the precision that training asks for; the result is never bfloat16."""
+    if spec.precision == "float32":
+        return forward()
+    with torch.autocast(torch.device(spec.device).type, torch.bfloat16):
+        outputs = forward()
+    return outputs.float()
 
 
 def train(
@@ -393,7 +409,8 @@ def _clear(directory: RunDir) -> None:
 def _same_settings(experiment: Experiment, directory: RunDir) -> None:
     """Refuse to go on under other settings than the run was started with (threads and sinks may change)."""
     free = {"train.threads", "train.tensorboard"}
-    old, new = flatten(directory.config()), flatten(experiment.to_config())
+    stored = Experiment.from_config(directory.config())  # what it does not name, as in older runs, is at its default
+    old, new = flatten(stored.to_config()), flatten(experiment.to_config())
     changed = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k not in free]
     if changed:
         shown = "; ".join(f"{k} was {old.get(k)} and is now {new.get(k)}" for k in changed[:3])

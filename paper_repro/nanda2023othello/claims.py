@@ -14,16 +14,34 @@ from toylab.measures.board import BoardProbes, Interventions, LegalMoves, PathIn
 
 def sized(name: str, layers: int, width: int, *overrides: str) -> tuple[str, ...]:
     """The 6 x 6 experiment at another size, under its own name."""
-    shape = (f"model.n_layers={layers}", f"model.d_model={width}", f"model.d_head={width // 4}")
+    shape = (f"model.n_layers={layers}", f"model.d_model={width}", f"model.n_heads={width // 32}")
     return ("experiment=othello_6x6", f"name='othello_{name}'", *shape, f"model.d_mlp={4 * width}", *overrides)
 
 
-SHORT = ("train.steps=1200", "train.batch_size=128", "train.eval_every=300", "train.checkpoints=['log:8']")
+SIZES = (1, 64), (2, 64), (3, 128)
+QUARTER = (
+    "train.steps=8000",
+    "optim.lr=2e-3",
+    "optim.warmup=200",
+    "train.eval_every=500",
+    "measure.legal_moves.every=500",
+)
+SHORT = (
+    "train.precision=float32",
+    "optim.lr=2e-3",
+    "optim.warmup=200",
+    "train.steps=1200",
+    "train.batch_size=128",
+    "train.eval_every=300",
+    "train.checkpoints=['log:8']",
+)
 STOPPED = "train.steps=60", "train.eval_every=60", "train.checkpoints=[]", "optim.warmup=10"
 RUNS = (
-    RunSet("main", (("experiment=othello_6x6",),), about="3 layers of 128, 512,000 games"),
-    RunSet("sizes", (sized("1x64", 1, 64), sized("2x64", 2, 64)), about="smaller networks, the same games"),
-    RunSet("stopped early", (sized("early", 3, 128, *STOPPED),), about="placebo: 3,840 games"),
+    RunSet("main", (("experiment=othello_6x6",),), about="4 layers of 192, 2,048,000 games"),
+    RunSet(
+        "sizes", tuple(sized(f"{n}x{d}", n, d, *QUARTER) for n, d in SIZES), about="smaller networks, 512,000 games"
+    ),
+    RunSet("stopped early", (sized("early", 4, 192, *STOPPED),), about="placebo: 3,840 games"),
 )
 QUICK = (
     RunSet("main", (sized("quick", 2, 64, *SHORT),), about="2 layers of 64, 150,000 games"),

@@ -33,11 +33,20 @@ VECTORS = dataclasses.replace(
     optim=OptimSpec("adam", lr=1e-2, weight_decay=0.0),
     loss="mse",
 )
-KINDS = {"full batch": FULL_BATCH, "minibatch": MINIBATCH, "streaming": STREAMING, "vectors": VECTORS}
 
 
 def with_train(experiment: Experiment, **changes) -> Experiment:
     return dataclasses.replace(experiment, train=dataclasses.replace(experiment.train, **changes))
+
+
+BFLOAT16 = with_train(STREAMING, precision="bfloat16")
+KINDS = {
+    "full batch": FULL_BATCH,
+    "minibatch": MINIBATCH,
+    "streaming": STREAMING,
+    "vectors": VECTORS,
+    "bfloat16": BFLOAT16,
+}
 
 
 # About a second of work that saves every few steps, so that a random moment is often within a write.
