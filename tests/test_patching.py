@@ -1,5 +1,6 @@
 """Patching sweeps against one plain forward per cell, on gates whose answers are printed, and on exact zeros."""
 
+import dataclasses
 import math
 
 import pytest
@@ -82,6 +83,15 @@ def test_batched_cells_equal_one_forward_per_cell(site, axes):
         close(fast.values, slow.values)
         close(fast.base, slow.base)
         assert fast.effect.abs().max() > 1e-4  # something happened, so equality means something
+
+
+@pytest.mark.parametrize("site", ["resid_pre", "z", "k"])
+def test_a_constant_part_of_the_pattern_shows_later_positions_even_to_a_causal_model(site):
+    """Below rate 1 nothing is unreachable: a patch at the last position changes what is read at the first."""
+    model, pairs = scrambled(dataclasses.replace(DEEP, attention_rate=0.5), REPEATED), pairs_for(read=(0, 2))
+    fast, slow = (f(model, pairs, site, "layer pos", direction="noise") for f in (patch, patch_serial))
+    close(fast.values, slow.values)
+    assert (fast.values[:-1, -1] - fast.base).abs().max() > 1e-6
 
 
 def test_cells_do_not_depend_on_how_they_are_cut(monkeypatch):

@@ -37,7 +37,7 @@ from toylab.interp.superposition import (
     variance,
 )
 from toylab.measures.superposition import ClosedForms, DataGeometry, Geometry, NeuronWeights, Structure
-from toylab.models.superposition import SuperpositionSpec
+from toylab.models.superposition import KINDS, Superposition, SuperpositionSpec
 from toylab.models.transformer import TransformerSpec
 from toylab.optim import OptimSpec
 from toylab.snapshot import Snapshot
@@ -587,3 +587,32 @@ def test_measures_refuse_other_models(measure):
     model = TransformerSpec(1, 2, 8, 4, 16).build(task, rng())
     with pytest.raises(UserError, match=r"this model has W_E|ModularArithmetic has no density"):
         measure(Snapshot(0, model, task, task.split(0)))
+
+
+# --- The gradient in closed form -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n", [5, 70])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_closed_form_is_what_autograd_finds(kind, n):
+    """Losses and every gradient of three members, in both memory orders (few and many features), to 1e-12."""
+    g, m = torch.Generator().manual_seed(0), 3
+    model = Superposition(SuperpositionSpec(kind, m, dtype="float64"), n)
+    params = {
+        name: torch.randn(3, *p.shape, generator=g, dtype=torch.float64).requires_grad_()
+        for name, p in model.named_parameters()
+    }
+    x = torch.rand(3, 40, n, generator=g) * (torch.rand(3, 40, n, generator=g) < 0.4)
+    target = x.abs() if kind == "absolute" else x
+    weight = torch.rand(3, n, generator=g, dtype=torch.float64)
+    weight[:, 1] = 0
+    y = torch.func.functional_call(model, params, (x,))
+    losses = (weight[:, None] * (y - target) ** 2).sum((1, 2))
+    expected = torch.autograd.grad(losses.sum(), list(params.values()))
+    detached = {name: p.detach() for name, p in params.items()}
+    found, by_hand = model.squared_error(detached, x, target, weight)
+    torch.testing.assert_close(by_hand, losses.detach(), rtol=1e-12, atol=1e-12)
+    for name, grad in zip(params, expected, strict=True):
+        torch.testing.assert_close(found[name], grad, rtol=1e-12, atol=1e-12, msg=lambda text, k=name: f"{k}: {text}")
+    assert all(grad.abs().max() > 0.1 for grad in expected)
+    assert (found["b"][:, 1] == 0).all(), "a feature without weight moves nothing"

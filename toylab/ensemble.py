@@ -4,7 +4,8 @@
 2. Stack them: one row of weights and optimiser state per member; the trainers' tensors become views of their rows.
 3. Advance: torch.func.vmap over the gradient of the member loss, then one optimiser update of all rows. A model whose
    forward pass takes a leading member axis as it is (`broadcasts`) is differentiated without vmap, which costs more
-   than the arithmetic of a small one; a task that can draw for many members at once (`sample_stack`) does.
+   than the arithmetic of a small one, or by its own formula (`squared_error`); a task that can draw for many members at
+   once (`sample_stack`) does.
 4. Each member is evaluated, saved and finished by its own Session, as in train.py; finished and diverged rows leave.
 
 How close to the solo twin. Members compute what their twins compute, but a batched matrix product may add floats in
@@ -31,6 +32,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 from torch.func import functional_call, grad_and_value, vmap
 from tqdm import tqdm
@@ -226,6 +228,8 @@ class Stacked:
         streams = first.split.train is None
         self._draws_together = streams and hasattr(first.experiment.task, "sample_stack")
         self._broadcasts = getattr(first.model, "broadcasts", False)
+        exact = first.experiment.loss == "mse" and first.experiment.train.precision == "float32"
+        self._closed_form = exact and hasattr(first.model, "squared_error")
         if self._broadcasts:
             inputs = first.split.all[:1].inputs
             batch_loss(self.experiment.loss, first.model(inputs), first.split.all[:1])  # refuses a loss that cannot be
@@ -279,12 +283,28 @@ class Stacked:
     def _slice_gradient(self, members: slice) -> tuple[Tensor, Tensor]:
         batch, rows = self._next_batch(members), self.weights[members]
         parts = [x.view(-1, *shape) for x, shape in zip(rows.split(self.sizes, 1), self.shapes.values(), strict=True)]
+        if self._closed_form and (weight := feature_weights(batch)) is not None:
+            params = dict(zip(self.shapes, parts, strict=True))
+            found, losses = self.model.squared_error(params, batch.inputs, batch.targets, weight.to(rows))
+            return torch.cat([found[name].flatten(1) for name in self.shapes], 1), losses
         leaves = [x.detach().requires_grad_() for x in parts]
         params = dict(zip(self.shapes, leaves, strict=True))
         outputs = in_precision(self.experiment.train, lambda: functional_call(self.model, params, (batch.inputs,)))
         losses = member_losses(self.experiment.loss, outputs, batch)
         grads = torch.autograd.grad(losses.sum(), leaves)
         return torch.cat([g.flatten(1) for g in grads], 1), losses.detach()
+
+
+def feature_weights(batch: Batch) -> Float[Tensor, "member n_features"] | None:
+    """What each squared error counts in its member's mean, where that is the same for all rows of it; else None."""
+    weight = batch.weight
+    if weight is None:
+        members, rows, n = batch.targets.shape
+        return torch.full((members, n), 1 / (rows * n), dtype=torch.double)
+    if weight.stride(1) != 0:
+        return None
+    one = weight[:, 0].double()
+    return one / (weight.shape[1] * (one > 0).sum(1, keepdim=True))
 
 
 def member_losses(name: str, outputs: Tensor, batch: Batch) -> Tensor:

@@ -14,6 +14,7 @@ import xarray as xr
 from toylab.claims import Claim, RunSet, first_step, last, ratio
 from toylab.cli.figure import figure_module
 from toylab.measures.basic import Loss
+from toylab.measures.derivations import NextSteps, StepChecks
 from toylab.measures.residues import (
     CountingHeads,
     ResidueCode,
@@ -30,6 +31,12 @@ STOP = "train.stop={measure: test_accuracy, at_least: 0.99, hold: 200}"
 
 def changed(name: str, *overrides: str) -> tuple[str, ...]:
     return ("experiment=miu_grok", f"name='{name}'", *overrides)
+
+
+def early(form: str) -> tuple[str, ...]:
+    """Hardly trained."""
+    short = ("train.steps=50", "train.eval_every=50", "train.checkpoints=[]")
+    return (f"experiment=miu_{form}", f"name=miu_{form}_early", *short)
 
 
 def cell(width: int, scale: float, frac: float, decay: float) -> tuple[str, ...]:
@@ -56,6 +63,10 @@ RUNS = (
     RunSet("shuffled labels", (changed("miu_shuffled", "task.labels=shuffled", "train.steps=5000"),), 2, "placebo"),
     RunSet("prefix", (("experiment=miu_prefix",),), 3, "the residue after every symbol"),
     RunSet("language", (("experiment=miu_language",),), 3, "the next symbol of theorems"),
+    RunSet("validity", (("experiment=miu_validity",),), 3, "does t follow from s, and by which rule"),
+    RunSet("derivation", (("experiment=miu_derivation",),), 3, "the next string of a derivation"),
+    RunSet("validity, early", (early("validity"),), about="placebo: 50 steps of training"),
+    RunSet("derivation, early", (early("derivation"),), about="placebo: 50 steps of training"),
     RunSet(
         "map",
         tuple(cell(w, s, f, d) for w in WIDTHS for s in SCALES for f in FRACTIONS for d in DECAYS),
@@ -72,15 +83,24 @@ QUICK = (
     RunSet("shuffled labels", (changed("miu_quick_shuffled", "task.labels=shuffled", "train.steps=1500"),)),
     RunSet("prefix", (("experiment=miu_prefix", "name=miu_quick_prefix", "train.steps=800"),)),
 )
-FIGURES = {"mu_grok": ("main",), "mu_comb": ("main", "prefix"), "mu_map": ("map",)}
+FIGURES = {
+    "mu_grok": ("main",),
+    "mu_comb": ("main", "prefix"),
+    "mu_map": ("map",),
+    "mu_steps": ("validity", "derivation"),
+}
 
 
 def measure(key: str, runs):
-    """Of the map its events; of the language its losses; of all others every measure at every checkpoint, and twins,
-    heads and steering at the last one.
+    """Of the map its events; of the language its losses; of single steps and derivations what they get right; of all
+    others every measure at every checkpoint, and twins, heads and steering at the last one.
     """
     if key == "map":
         return figure_module("mu_map").compute(runs)
+    if key.startswith("validity"):
+        return xr.merge([runs.map(m) for m in (Loss(), StepChecks(), ResidueCode(3, site="mlp_out"))])
+    if key.startswith("derivation"):
+        return xr.merge([runs.map(m) for m in (Loss(), NextSteps())])
     if key == "language":
         belief = runs.map(TheoremBelief(("MUUUUUUUUUU", "MIIUIIUIIUI"), n=50))[["p_theorem"]]
         return xr.merge([runs.map(Loss()), belief])
@@ -373,6 +393,85 @@ CLAIMS = (
         lambda t: last(t["language"].test_loss) / floor(),
         lambda v: v < 1.03,
         needs=("language",),
+    ),
+    Claim(
+        "knows the rules",
+        "Asked which rule leads from s to t: accuracy on the rule it knows least",
+        "1; 0 for who takes every pair for no step",
+        "derived",
+        "> 0.9",
+        lambda t: last(t["validity"].rule_accuracy.min("answer")),
+        lambda v: v > 0.9,
+        placebos=("validity, early",),
+        needs=("validity",),
+        figure="mu_steps",
+    ),
+    Claim(
+        "rules need no invariant",
+        "... and it has no code for the residue of t: gain of a probe over the input probe",
+        "0: no rule asks for it",
+        "derived",
+        "< 0.1",
+        lambda t: last(t["validity"].probe_accuracy) - last(t["validity"].input_accuracy),
+        lambda v: v < 0.1,
+        placebos=("main",),
+        needs=("validity",),
+    ),
+    Claim(
+        "legal steps",
+        "It derives: share of its own next strings that follow by a rule, from held-out theorems",
+        "1",
+        "derived",
+        "> 0.9",
+        lambda t: last(t["derivation"].legal),
+        lambda v: v > 0.9,
+        placebos=("derivation, early",),
+        needs=("derivation",),
+        figure="mu_steps",
+    ),
+    Claim(
+        "derivation floor",
+        "Its loss on held-out derivations above the exact floor, nats per token",
+        "0",
+        "derived",
+        "< 0.05",
+        lambda t: last(t["derivation"].excess_loss),
+        lambda v: v < 0.05,
+        placebos=("derivation, early",),
+        needs=("derivation",),
+    ),
+    Claim(
+        "stays with theorems",
+        "What it derives from theorems are theorems, legal or not",
+        "1 for who follows the rules; 2/3 for any string",
+        "derived",
+        "> 0.9",
+        lambda t: last(t["derivation"].theorem),
+        lambda v: v > 0.9,
+        placebos=("derivation, early",),
+        needs=("derivation",),
+        figure="mu_steps",
+    ),
+    Claim(
+        "MU after a theorem",
+        "MU never is its next string after MI, MII, MIU or MUI: largest P(MU)",
+        "0",
+        "derived",
+        "< 0.001",
+        lambda t: last(t["derivation"].p_mu.sel(string=["MI", "MII", "MIU", "MUI"]).max("string")),
+        lambda v: v < 0.001,
+        needs=("derivation",),
+        figure="mu_steps",
+    ),
+    Claim(
+        "MU after MIII",
+        "... but after MIII, which is no theorem and was never shown, the rules lead there: P(MU)",
+        "1/3 for who knows the rules and nothing else",
+        "derived",
+        "not judged",
+        lambda t: last(t["derivation"].p_mu.sel(string="MIII")),
+        None,
+        figure="mu_steps",
     ),
     Claim(
         "less data, later",

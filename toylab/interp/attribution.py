@@ -199,7 +199,7 @@ def _compare(
     names += [site_name(name, layer) for name in also for layer in range(model.n_layers)]
     with torch.no_grad():
         unpatched, here = model.run_with_cache(pairs.runs(direction)[0], names)
-    return Comparison.of(model, pairs, site, axes, metric, direction, layers, unpatched), here
+    return Comparison.of(model, pairs, site, axes, metric, direction, layers, at_read(unpatched, pairs.read)), here
 
 
 def _difference(source: Tensor, here: Tensor) -> Tensor:

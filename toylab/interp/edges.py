@@ -28,7 +28,7 @@ from torch import Tensor
 
 from toylab.errors import one_of, require
 from toylab.interp.attribution import gradients, midpoints
-from toylab.interp.patching import CHUNK, Metric, Pairs, Run, ablated, at_read, logit_diff, scored
+from toylab.interp.patching import CHUNK, Metric, Pairs, ablated, at_read, logit_diff, scored
 from toylab.taps import Chain, Record, Replace, Tap, Tapped, site_name
 
 QKV = ("q", "k", "v")
@@ -359,7 +359,7 @@ def edge_effects(
     """
     exchange = Exchange.of(model, pairs, metric, direction, replacement, graph)
     graph, own, score = exchange.graph, exchange.own, exchange.score
-    run, changes = Run.of(model, exchange.tokens), exchange.other - own
+    resid, changes = _streams(model, exchange.tokens), exchange.other - own
     places = own.shape[2:3] if by_position else ()
     if by_position:  # a cell is a sender at one position: its change there, and 0 elsewhere
         only = torch.eye(*places, dtype=torch.bool, device=own.device)[:, None, :, None]
@@ -368,12 +368,12 @@ def edge_effects(
     values = exchange.base.new_full((*graph.exists.shape, *places, len(exchange.base)), torch.nan)
     for layer in range(graph.n_layers):
         n = graph.n_before(layer)
-        middle = run.resid[layer] + own[n : n + graph.n_heads].sum(0)
+        middle = resid[layer] + own[n : n + graph.n_heads].sum(0)
         middle = middle if model.b_O is None else middle + model.b_O[layer]
         after = partial(_after_attention, model, layer, middle, pairs.read)
         for which in QKV:
             cells = changes[: n * each].split(max(1, 16 * CHUNK // (graph.n_heads * own[0].numel())))
-            deltas = (_head_changes(model, run.resid[layer], layer, which, some).flatten(0, 1) for some in cells)
+            deltas = (_head_changes(model, resid[layer], layer, which, some).flatten(0, 1) for some in cells)
             scores = torch.cat([_scores(after, some, score) for some in deltas])  # [(sender pos head), batch]
             values[graph.rows(which, layer), :n] = scores.unflatten(0, (n, *places, graph.n_heads)).movedim(-2, 0)
         if graph.mlp:
@@ -381,9 +381,16 @@ def edge_effects(
             other_input = partial(_with_other_mlp_input, model, layer, middle, pairs.read)
             scores = _scores(other_input, changes[: n * each], score)
             values[graph.rows("m", layer).start, :n] = scores.unflatten(0, (n, *places))
-    final = partial(_at_the_end, model, run.resid[-1], pairs.read)
+    final = partial(_at_the_end, model, resid[-1], pairs.read)
     values[-1] = _scores(final, changes, score).unflatten(0, (len(own), *places))
     return exchange.scores(values - exchange.base)
+
+
+def _streams(model, tokens: Tensor) -> list[Float[Tensor, "batch pos d_model"]]:
+    """The residual stream before every block and after the last."""
+    names = [("resid_pre", layer) for layer in range(model.n_layers)] + [("resid_post", model.n_layers - 1)]
+    cache = model.run_with_cache(tokens, names)[1]
+    return [cache[name] for name in names]
 
 
 def _scores(run: Callable[[Tensor], Tensor], cells: Tensor, score: Callable[[Tensor], Tensor]) -> Tensor:

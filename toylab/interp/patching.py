@@ -12,8 +12,8 @@ All cells of a layer ride along the batch axis. Five facts save work, each exact
 layer changes; (b) a change at one query position stays at that position until the next block's attention, so that one
 run with the site patched everywhere gives the streams after the block for all positions; (c) the last block is needed
 at the read positions only; (d) in a causal model a patch at one position reaches no earlier one, whose keys and values
-are reused; (e) in the last block one changed position reaches another by its key and value alone, one column of the
-scores and one summand of z. `patch_serial` is the same sweep with one plain forward per cell.
+are reused; (e) in the block that follows one changed position reaches another by its key and value alone: one column of
+the scores and one summand of z. `patch_serial` is the same sweep with one plain forward per cell.
 
 Sources: Meng et al. 2022 (arXiv 2202.05262), Heimersheim and Nanda 2024 (arXiv 2404.15255). Knows tensors, models and
 taps only. Read next: attribution.py (the same to first order), edges.py (where the unit is one edge of the graph).
@@ -24,7 +24,8 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -249,12 +250,13 @@ class Comparison:
         layers: Sequence[int] | None,
         unpatched: Tensor,
     ) -> Comparison:
-        """unpatched: outputs of the run that is patched. Raises UserError where `patch` does."""
+        """unpatched: outputs of the run that is patched, at the read positions. Raises UserError where `patch` does."""
         names, score = sites_of(model, site, layers), scored(metric, pairs.answers)
         with torch.no_grad():
             patched, source = model.run_with_cache(pairs.runs(direction)[1], list(names.values()))
-            base, target = (score(at_read(outputs, pairs.read)) for outputs in (unpatched, patched))
-        if base.numel() and torch.equal(base, target):
+            base, target = score(unpatched), score(at_read(patched, pairs.read))
+        rounding = 64 * torch.finfo(base.dtype).eps  # of the two ways in which both runs are computed
+        if base.numel() and torch.allclose(base, target, rtol=rounding, atol=rounding):
             raise UserError(
                 f"the metric is the same on the clean and the corrupted input of every pair ({float(base.mean()):.4g} "
                 "on average), so no patch can change it: use pairs whose answers differ, or another metric"
@@ -287,7 +289,7 @@ def patch(
     Exact checks: denoising resid_post at all positions ("layer") gives the clean metric, noising the corrupted one.
     Raises UserError for an unknown site or axis, and for a metric that is the same on both inputs of every pair.
     """
-    run = Run.of(model, pairs.runs(direction)[0])
+    run = Run.of(model, pairs.runs(direction)[0], pairs.read)
     between = Comparison.of(model, pairs, site, axes, metric, direction, layers, run.outputs)
     values = _sweep(model, run, between.source, site, axes, between.names, pairs.read, between.score)
     return between.sweep(values)
@@ -315,10 +317,9 @@ def ablate(
     names = sites_of(model, site, layers)
     cache = model.run_with_cache(inputs, list(names.values()))[1]
     source = {full: ablated(cache[full], kind, generator, noise) for full in names.values()}
-    score, run = scored(metric, answers), Run.of(model, inputs)
+    score, run = scored(metric, answers), Run.of(model, inputs, read)
     values = _sweep(model, run, source, site, axes, names, read, score)
-    base = score(at_read(run.outputs, read))
-    return Sweep(values, tuple(axes.split()), base, None, kind, _numbers(names))
+    return Sweep(values, tuple(axes.split()), score(run.outputs), None, kind, _numbers(names))
 
 
 def ablated(
@@ -356,7 +357,7 @@ def patch_serial(
 ) -> Sweep:
     """`patch` with one forward and one hook per cell: the definition, and what the fast sweep is tested against."""
     tokens = pairs.runs(direction)[0]
-    between = Comparison.of(model, pairs, site, axes, metric, direction, layers, model(tokens))
+    between = Comparison.of(model, pairs, site, axes, metric, direction, layers, model(tokens, read=pairs.read))
     values = []
     for full in between.names.values():
         masks, sizes = _cells(between.source[full].shape[1:], site, axes)
@@ -489,26 +490,33 @@ def _by_whole_forward(
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """One unpatched run. resid: the streams before every block and after the last, [batch, pos, d_model] each; empty
-    for a model without blocks. past: keys and values of every layer if it is causal."""
+    """One unpatched run. outputs: at the read positions. resid: the streams before every block, [batch, pos, d_model]
+    each; empty for a model without blocks."""
 
+    model: Any
     inputs: Tensor
     outputs: Tensor
     resid: tuple[Tensor, ...] = ()
-    past: tuple[tuple[Tensor, Tensor], ...] = ()
 
     @classmethod
-    def of(cls, model, inputs: Tensor) -> Run:
+    def of(cls, model, inputs: Tensor, read: tuple[int, ...] | None) -> Run:
         if not hasattr(model, "block"):
-            return cls(inputs, model(inputs))
-        layers = range(model.n_layers)
-        wanted = [("resid_pre", layer) for layer in layers] + [("resid_post", layers[-1])]
-        keys = "rot_k" if model.spec.positions == "rotary" else "k"
-        causal = model.spec.attention == "causal"
-        attended = [(name, layer) for layer in layers for name in (keys, "v")] if causal else []
-        outputs, cache = model.run_with_cache(inputs, wanted + attended)
-        past = tuple((cache[keys, layer], cache["v", layer]) for layer in layers) if causal else ()
-        return cls(inputs, outputs, tuple(cache[name] for name in wanted), past)
+            return cls(model, inputs, at_read(model(inputs), read))
+        resid = [model.embed(inputs)]
+        for layer in range(model.n_layers - 1):
+            resid.append(model.block(layer, resid[-1]))
+        return cls(model, inputs, model.forward_from(model.n_layers - 1, resid[-1], read=read), tuple(resid))
+
+    @property
+    def causal(self) -> bool:
+        """Whether no position sees a later one. A constant part of the pattern is not masked."""
+        spec = self.model.spec
+        return spec.attention == "causal" and spec.attention_rate == 1
+
+    @cached_property
+    def past(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        """Keys (after rotation) and values of every layer."""
+        return tuple(self.model.queries_keys_values(i, resid, [])[1:] for i, resid in enumerate(self.resid))
 
 
 def _by_block(
@@ -551,82 +559,93 @@ def _by_block(
     if resume == model.n_layers:
         yield from _at_the_end(model, everywhere, run, grid, read, at_once)
         return
-    base = run.resid[resume]
-    if resume == model.n_layers - 1 and read is not None and 2 * len(read) <= n_pos:
-        yield from _in_last_block(model, everywhere, base, grid, read)
-        return
-    later_only = bool(run.past)
+    swapped, last = OnePosition.of(model, resume, everywhere, run.resid[resume]), resume == model.n_layers - 1
+    wanted = list(range(n_pos)) if read is None or not last else sorted({r % n_pos for r in read})
+    if len(wanted) < n_pos:  # the attention of few queries is no longer the smaller part of a cell
+        at_once = max(1, CHUNK // (len(before) * len(wanted) * max(model.d_model, model.d_mlp, model.n_heads * n_pos)))
     for cells in grid[:, 1].argsort(stable=True).split(at_once):  # cells of near positions share their first one
-        cell, pos = grid[cells].unbind(1)
-        start = int(pos.min()) if later_only else 0
-        exchanged = (torch.arange(start, n_pos) == pos[:, None]).to(base.device)[:, None, :, None]
-        chunk = torch.where(exchanged, everywhere[cell.to(base.device), :, start:], base[:, start:])
-        yield cells, _finish(model, run, resume, chunk, read, start)
+        cell, pos = grid[cells].to(before.device).unbind(1)
+        at = [r for r in wanted if r >= int(pos.min())] if run.causal else wanted
+        chunk = swapped.streams(cell, pos, at) if at else before.new_empty(len(cells), len(before), 0, model.d_model)
+        yield cells, _finish(model, run, resume + 1, chunk, read, at)
 
 
 def _finish(
-    model, run: Run, layer: int, streams: Tensor, read: tuple[int, ...] | None, start: int = 0
+    model, run: Run, layer: int, streams: Tensor, read: tuple[int, ...] | None, held: list[int] | None = None
 ) -> Float[Tensor, "cell batch read d_out"]:
-    """Outputs from streams [cell, batch, pos, d_model] before block `layer`, whose first position is `start`.
+    """Outputs from streams [cell, batch, held, d_model] before block `layer`.
 
-    Earlier positions are those of the unpatched run: so are their keys, values and outputs.
+    held: the positions that the streams have: all from some position on, or after the last block any. None: all.
+    Elsewhere they are those of the unpatched run, and so are keys, values and outputs.
     """
     n_cells, n_pos = len(streams), run.resid[0].shape[1]
-    at = list(range(n_pos)) if read is None else [r % n_pos for r in read]
-    later = [r - start for r in at if r >= start]
-    outputs = at_read(run.outputs, read).expand(n_cells, -1, -1, -1)
+    held = list(range(n_pos)) if held is None else held
+    asked = list(range(n_pos)) if read is None else [r % n_pos for r in read]
+    later = [held.index(r) for r in asked if r in held]
+    outputs = run.outputs.expand(n_cells, -1, -1, -1)
     if not later:
         return outputs
     past = None
-    if start:
-        past = [tuple(t[:, :start].repeat(n_cells, 1, 1, 1) for t in kv) for kv in run.past]
-    new = model.forward_from(
-        layer, streams.flatten(0, 1), read=None if len(later) == streams.shape[2] else tuple(later), past=past
-    ).unflatten(0, streams.shape[:2])
-    if len(later) == len(at):
+    if held[0] and layer < model.n_layers:
+        past = [tuple(t[:, : held[0]].repeat(n_cells, 1, 1, 1) for t in kv) for kv in run.past]
+    every = later == list(range(streams.shape[2]))
+    new = model.forward_from(layer, streams.flatten(0, 1), read=None if every else tuple(later), past=past)
+    new = new.unflatten(0, streams.shape[:2])
+    if len(later) == len(asked):
         return new
-    rows = torch.tensor([i for i, r in enumerate(at) if r >= start], device=new.device)
+    rows = torch.tensor([i for i, r in enumerate(asked) if r in held], device=new.device)
     return outputs.clone().index_copy_(2, rows, new)
 
 
-def _in_last_block(
-    model,
-    everywhere: Float[Tensor, "other batch pos d_model"],
-    base: Float[Tensor, "batch pos d_model"],
-    grid: Tensor,
-    read: tuple[int, ...],
-) -> Iterator[Chunk]:
-    """Outputs at a few read positions when one position of the stream before the last block is exchanged: fact (e).
+@dataclass(frozen=True, eq=False)
+class OnePosition:
+    """One position of the stream before a block exchanged, and the block after it: fact (e).
 
-    Where that position is read itself, its query and residual stream are exchanged too.
+    base [batch, pos, d_model] is the stream without, everywhere [other, batch, pos, d_model] what is put in. Their
+    queries, keys and values [..., batch, head, pos, d_head], and the scores of base among themselves, serve all cells.
     """
-    n_batch, n_pos = base.shape[:2]
-    at = [r % n_pos for r in read]
-    q, k, v = model.last_attention(base, at)
-    new_q, new_k, new_v = (x.unflatten(0, (-1, n_batch)) for x in model.last_attention(everywhere.flatten(0, 1), at))
-    widest = max(model.d_mlp, model.d_model, model.n_heads * n_pos)
-    for cells in torch.arange(len(grid)).split(max(1, CHUNK // (n_batch * len(at) * widest))):
-        cell, pos = grid[cells].to(base.device).unbind(1)
-        here = (torch.tensor(at, device=base.device) == pos[:, None])[:, None, :, None]  # [cell, 1, read, 1]
-        resid = torch.where(here, everywhere[:, :, at][cell], base[:, at])
-        query = torch.where(here[..., None], new_q[cell], q)  # [cell, batch, read, head, d_head]
-        key, value = new_k[cell, :, pos], new_v[cell, :, pos]  # [cell, batch, head, d_head]
-        scores = torch.einsum("cbrhe,bkhe->cbhrk", query, k)
-        column = pos[:, None, None, None, None].expand(*scores.shape[:-1], 1)
-        scores = scores.scatter(-1, column, torch.einsum("cbrhe,cbhe->cbhr", query, key)[..., None])
-        pattern = model.last_pattern(scores / model.attn_scale, at)
-        z = torch.einsum("cbhrk,bkhe->cbrhe", pattern, v)
-        changed = value - v[:, pos].transpose(0, 1)
-        z = z + torch.einsum("cbhr,cbhe->cbrhe", pattern.gather(-1, column)[..., 0], changed)
-        outputs = model.after_attention(resid.flatten(0, 1), z.flatten(0, 1))
-        yield cells, outputs.unflatten(0, (-1, n_batch))
+
+    model: Any  # one with blocks
+    layer: int
+    everywhere: Tensor
+    base: Tensor
+    old: tuple[Tensor, Tensor, Tensor]
+    new: tuple[Tensor, Tensor, Tensor]
+    scores: Float[Tensor, "batch head q k"]
+
+    @classmethod
+    def of(cls, model, layer: int, everywhere: Tensor, base: Tensor) -> OnePosition:
+        every = list(range(base.shape[1]))
+        both = torch.cat([base[None], everywhere]).flatten(0, 1)
+        parts = [x.transpose(1, 2).unflatten(0, (-1, len(base))) for x in model.queries_keys_values(layer, both, every)]
+        old, new = tuple(x[0] for x in parts), tuple(x[1:] for x in parts)
+        return cls(model, layer, everywhere, base, old, new, old[0] @ old[1].transpose(-1, -2))
+
+    def streams(self, cell: Tensor, pos: Tensor, at: list[int]) -> Float[Tensor, "cell batch at d_model"]:
+        """After the block, at the positions `at`, of cells that take `pos` [cell] of everywhere[cell]."""
+        (q, k, v), n = self.old, len(cell)
+        # At the exchanged position: [batch, head, cell, d_head].
+        new_q, new_k, new_v = (x[cell, :, :, pos].permute(1, 2, 0, 3) for x in self.new)
+        here = torch.tensor(at, device=pos.device) == pos[:, None]  # [cell, at]
+        # Scores [batch, head, cell, at, key]: where the query was exchanged its row is another, then one column is.
+        row = (new_q @ k.transpose(-1, -2))[..., None, :]
+        scores = torch.where(here[..., None], row, self.scores[:, :, None, at])
+        old_column = q[:, :, at] @ new_k.transpose(-1, -2)  # [batch, head, at, cell]
+        column = torch.where(here, (new_q * new_k).sum(-1, keepdim=True), old_column.transpose(-1, -2))[..., None]
+        where = pos[:, None, None].expand(column.shape)
+        pattern = self.model.pattern_at(self.layer, scores.scatter_(-1, where, column) / self.model.attn_scale, at)
+        z = (pattern.flatten(2, 3) @ v).unflatten(2, (n, len(at)))
+        z = z + pattern.gather(-1, where) * (new_v - v[:, :, pos])[..., None, :]
+        resid = torch.where(here[:, None, :, None], self.everywhere[:, :, at][cell], self.base[:, at])
+        after = self.model.finish_block(self.layer, resid.flatten(0, 1), z.permute(2, 0, 3, 1, 4).flatten(0, 1))
+        return after.unflatten(0, (n, -1))
 
 
 def _at_the_end(model, everywhere: Tensor, run: Run, grid: Tensor, read, at_once: int) -> Iterator[Chunk]:
     """After the last block no position sees another: the outputs themselves are exchanged, one position per cell."""
     chunks = everywhere.split(at_once)
     patched = torch.cat([_finish(model, run, model.n_layers, chunk, read) for chunk in chunks])
-    untouched = at_read(run.outputs, read)
+    untouched = run.outputs
     here = torch.arange(everywhere.shape[2])
     at = here if read is None else here[list(read)]
     for cells in torch.arange(len(grid)).split(max(1, CHUNK // untouched.numel())):
@@ -654,7 +673,7 @@ def get_act_patch(
     def score(outputs: Tensor) -> Tensor:
         return torch.stack([torch.as_tensor(patching_metric(logits)) for logits in outputs])
 
-    return _sweep(model, Run.of(model, corrupted_tokens), source, site, axes, names, None, score)
+    return _sweep(model, Run.of(model, corrupted_tokens, None), source, site, axes, names, None, score)
 
 
 # Each is called as f(model, corrupted_tokens, clean_cache, patching_metric). "out" of a head is its z, as there.

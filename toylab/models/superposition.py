@@ -23,6 +23,7 @@ from toylab.models.transformer import DTYPES
 from toylab.taps import Tap, Tapped, no_tap
 
 KINDS = ("linear", "relu_out", "relu_hidden", "absolute")
+FEW = 64  # up to so many features, rows of memory hold one feature of all examples: matrix products are wider so
 
 
 @dataclass(frozen=True)
@@ -96,6 +97,54 @@ class Superposition(Tapped):
             hidden = tap("hidden_pre", None, hidden).relu()
         out = tap("hidden", None, hidden) @ W_out.mT + self.b.unsqueeze(-2)
         return out if self.spec.kind == "linear" else tap("features_pre", None, out).relu()
+
+    @torch.no_grad()
+    def squared_error(
+        self,
+        params: dict[str, Float[Tensor, "member ..."]],
+        x: Float[Tensor, "member batch n_features"],
+        target: Float[Tensor, "member batch n_features"],
+        weight: Float[Tensor, "member n_features"],
+    ) -> tuple[dict[str, Tensor], Float[Tensor, " member"]]:
+        """(gradients, losses) of sum_{batch, i} weight_i (y_i - target_i)^2 for many members, without autograd.
+
+        With g = 2 weight (y - target) where the output's ReLU lets it through: b gets sum g, W_2 gets g^T h, W_1 gets
+        x^T (g W_2) where the hidden ReLU does; a matrix that is both gets both. Equal to autograd of `forward` up to
+        rounding, in a quarter of its time for few features.
+        """
+        W_1, W_2 = (params["W_1"], params["W_2"]) if self.spec.kind == "absolute" else (params["W"], params["W"])
+        few = self.n_features <= FEW
+
+        def laid(a: Tensor) -> Tensor:  # [member, features, batch] when there are few
+            return a.mT.contiguous() if few else a
+
+        def times(a: Tensor, M: Tensor) -> Tensor:
+            return M.mT @ a if few else a @ M
+
+        def outer(a: Tensor, c: Tensor) -> Tensor:
+            return a @ c.mT if few else a.mT @ c
+
+        batch, wide = (2, (..., None)) if few else (1, (..., None, slice(None)))
+        inputs = laid(x.to(W_1.dtype))
+        hidden = times(inputs, W_1)
+        if self.spec.kind in ("relu_hidden", "absolute"):
+            hidden.relu_()
+        y = times(hidden, W_2.mT).add_(params["b"][wide])
+        if self.spec.kind != "linear":
+            y.relu_()
+        error = y - (inputs if target is x else laid(target.to(y.dtype)))
+        losses = (error.square().sum(batch) * weight).sum(1)
+        g = error.mul_(2 * weight[wide])
+        if self.spec.kind != "linear":
+            g.mul_(y.sign_())  # y >= 0, so its sign is 1 where the ReLU passes
+        back = times(g, W_2)
+        if self.spec.kind in ("relu_hidden", "absolute"):
+            back.mul_(hidden.sign())
+        first, second = outer(inputs, back), outer(g, hidden)
+        b = g.sum(batch)
+        if self.spec.kind == "absolute":
+            return {"W_1": first, "W_2": second, "b": b}, losses
+        return {"W": first.add_(second), "b": b}, losses
 
     def example_input(self) -> Tensor:
         return torch.zeros(1, self.n_features, dtype=self.b.dtype, device=self.b.device)

@@ -175,7 +175,7 @@ class Transformer(Tapped):
     def forward(self, tokens: Int[Tensor, "batch pos"], tap: Tap = no_tap) -> Float[Tensor, "batch pos d_out"]:
         """Logits at every position."""
         self._check_tokens(tokens)
-        return self.forward_from(0, self._embed(tokens, tap), tap)
+        return self.forward_from(0, self.embed(tokens, tap), tap)
 
     def forward_from(
         self,
@@ -238,7 +238,8 @@ class Transformer(Tapped):
             attn_out = affine(z.flatten(2), self.W_O[layer].flatten(0, 1), None)
         return attn_out if self.b_O is None else attn_out + self.b_O[layer]
 
-    def _embed(self, tokens: Tensor, tap: Tap = no_tap) -> Tensor:
+    def embed(self, tokens: Tensor, tap: Tap = no_tap) -> Tensor:
+        """The residual stream before the first block: [batch, pos, d_model]."""
         resid = tap("embed", None, self.W_E[tokens])
         if self.spec.positions in ("learned", "sinusoidal"):
             pos_embed = self.W_pos[: tokens.shape[1]].expand(len(tokens), -1, -1)
@@ -325,57 +326,62 @@ class Transformer(Tapped):
             if plain and tap is no_tap and all_equal(tokens[:, at[0]]):
                 return self._joined(tokens, at[0])
             return self._last_block(*self._attend_by_lookup(tokens, at[0]), at, tap)
-        resid = self._embed(tokens)
+        resid = self.embed(tokens)
         for layer in range(self.n_layers - 1):
             resid = self.block(layer, resid)
         return self._last_block(*self._attend(resid, at), at, tap)
 
     def _last_block(self, resid: Tensor, scores: Tensor, v: Tensor, at: list[int], tap: Tap) -> Tensor:
         """Logits at the positions `at` from what `_attend` gives: [batch, read, d_out]."""
-        pattern = self.last_pattern(scores, at, tap)
+        last = self.n_layers - 1
+        pattern = self.pattern_at(last, scores, at, tap)
         if len(at) == 1:  # multiplying and summing beats a tiny matrix product per example and head
             z = (pattern.squeeze(2).transpose(1, 2).unsqueeze(-1) * v).sum(1, keepdim=True)
         else:
             z = torch.einsum("bhqk,bkhe->bqhe", pattern, v)
-        return self.after_attention(resid, tap("z", self.n_layers - 1, z), tap)
+        return self.unembed(self.finish_block(last, resid, tap("z", last, z), tap), tap)
 
-    def last_pattern(self, scores: Float[Tensor, "*batch q k"], at: list[int], tap: Tap = no_tap) -> Tensor:
-        """Where the queries at the positions `at` of the last block look, from their scores."""
+    def pattern_at(self, layer: int, scores: Float[Tensor, "*batch q k"], at: list[int], tap: Tap = no_tap) -> Tensor:
+        """Where the queries at the positions `at` look, from their scores."""
         if self.spec.attention == "causal" and min(at) < scores.shape[-1] - 1:  # the last position sees every key
             scores = scores.masked_fill(causal_mask(scores.shape[-1], scores.device)[at], -torch.inf)
-        return self._pattern(self.n_layers - 1, scores, tap)
+        return self._pattern(layer, scores, tap)
 
-    def after_attention(self, resid: Tensor, z: Float[Tensor, "batch q head d_head"], tap: Tap = no_tap) -> Tensor:
-        """Logits from z of the last block and the residual stream before it, both at the same positions."""
-        layer = self.n_layers - 1
+    def finish_block(
+        self, layer: int, resid: Tensor, z: Float[Tensor, "batch q head d_head"], tap: Tap = no_tap
+    ) -> Tensor:
+        """The residual stream after a block, from z and the residual stream before it, at the same positions."""
         attn_out = affine(z.flatten(2), self.W_O[layer].flatten(0, 1), self._bias("O", layer))
         resid = resid + tap("attn_out", layer, attn_out)
         if self.d_mlp:
             resid = tap("resid_mid", layer, resid)
             resid = resid + tap("mlp_out", layer, self.mlp(layer, resid, tap))
-        return self.unembed(tap("resid_post", layer, resid), tap)
+        return tap("resid_post", layer, resid)
 
     def _attend(
         self, resid: Tensor, at: list[int], past: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The last attention: residual stream [b, q, d] and scores [b, h, q, k] at the read positions, and values."""
-        q, k, v = self.last_attention(resid, at, past)
+        q, k, v = self.queries_keys_values(self.n_layers - 1, resid, at, past)
         return resid[:, at], torch.einsum("bqhe,bkhe->bhqk", q, k) / self.attn_scale, v
 
-    def last_attention(
-        self, resid: Float[Tensor, "batch pos d_model"], at: list[int], past: tuple[Tensor, Tensor] | None = None
+    def queries_keys_values(
+        self,
+        layer: int,
+        resid: Float[Tensor, "batch pos d_model"],
+        at: list[int],
+        past: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries [batch, at, head, d_head] of the last block at the positions `at`, and all its keys and values."""
-        last = self.n_layers - 1
-        x = self.norm("ln1", last, resid)
-        k = per_head(x, self.W_K[last], self._bias("K", last))
-        v = per_head(x, self.W_V[last], self._bias("V", last))
+        """Queries [batch, at, head, d_head] of a block at the positions `at`, and keys and values of all positions."""
+        x = self.norm("ln1", layer, resid)
+        k = per_head(x, self.W_K[layer], self._bias("K", layer))
+        v = per_head(x, self.W_V[layer], self._bias("V", layer))
         if self.spec.positions == "rotary":
             start = 0 if past is None else past[0].shape[1]
-            q = rotate(per_head(x, self.W_Q[last], self._bias("Q", last)), self.spec.rotary_base, start)[:, at]
+            q = rotate(per_head(x, self.W_Q[layer], self._bias("Q", layer)), self.spec.rotary_base, start)[:, at]
             k = rotate(k, self.spec.rotary_base, start)
         else:
-            q = per_head(x[:, at], self.W_Q[last], self._bias("Q", last))
+            q = per_head(x[:, at], self.W_Q[layer], self._bias("Q", layer))
         return (q, k, v) if past is None else (q, torch.cat([past[0], k], 1), torch.cat([past[1], v], 1))
 
     def _attend_by_lookup(self, tokens: Tensor, at: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -386,7 +392,7 @@ class Transformer(Tapped):
         """
         n_pos = tokens.shape[1]
         every = torch.arange(self.d_vocab, device=tokens.device).expand(n_pos, -1)
-        resid = self._embed(every.T).transpose(0, 1)  # [pos, token, d_model]
+        resid = self.embed(every.T).transpose(0, 1)  # [pos, token, d_model]
         x = self.norm("ln1", 0, resid)
         q = per_head(x[at : at + 1], self.W_Q[0], self._bias("Q", 0))[0]  # [token, head, d_head]
         k = per_head(x, self.W_K[0], self._bias("K", 0)).flatten(0, 1)  # [(pos token), head, d_head]
@@ -410,7 +416,7 @@ class Transformer(Tapped):
         three products per row instead of four, and the residual stream between them is never written down.
         """
         n_pos, token = tokens.shape[1], tokens[0, at]
-        resid = self._embed(torch.arange(self.d_vocab, device=tokens.device)[:, None].expand(-1, n_pos))
+        resid = self.embed(torch.arange(self.d_vocab, device=tokens.device)[:, None].expand(-1, n_pos))
         k = per_head(resid, self.W_K[0], self._bias("K", 0)).transpose(0, 1)  # [pos, token, head, d_head]
         v = per_head(resid, self.W_V[0], self._bias("V", 0)).transpose(0, 1)
         q = per_head(resid[token, at][None, None], self.W_Q[0], self._bias("Q", 0))[0, 0]
