@@ -2,10 +2,10 @@
 
     python tests/bench/bench_othello_training.py [--threads 1] [--bf16-steps 300]
 
-1. Training step of `experiment=othello_6x6` at three sizes: tokens per second, the share of the time that drawing games
-   takes, and the share of matmul peak: 6 x parameters x tokens operations (the usual count, attention left out) over
-   what the same threads reach in a product of the feed-forward layer's shape, forward and backward.
-2. The same network with its products in bfloat16 (torch.autocast on the CPU): time of a step, and the loss after some
+1. Training step of `experiment=othello_6x6` in float32 at four sizes: tokens per second, the share of the time that
+   drawing games takes, and the share of matmul peak: 6 x parameters x tokens operations (the usual count, attention
+   left out) over what the same threads reach in a product of the feed-forward layer's shape, forward and backward.
+2. The same network with train.precision=bfloat16, as the experiment has it: time of a step, and the loss after some
    hundred steps from the same weights on the same games, beside how far two float32 seeds of batches are apart.
 3. Ridge probes of every square in every frame at every layer: one call, beside scikit-learn's Ridge square by square.
 
@@ -29,7 +29,7 @@ from toylab.measures.board import positions, streams
 from toylab.tasks.othello import FRAMES
 from toylab.train import Trainer
 
-SIZES = ((3, 128), (2, 64), (1, 64))
+SIZES = ((4, 192), (3, 128), (2, 64), (1, 64))
 PENALTY = 0.1
 
 
@@ -42,9 +42,10 @@ def seconds(run, repeats=5):
     return min(times)
 
 
-def trainer(layers=3, width=128, seed=0):
-    shape = (f"model.n_layers={layers}", f"model.d_model={width}", f"model.d_head={width // 4}")
-    overrides = ["experiment=othello_6x6", *shape, f"model.d_mlp={4 * width}", f"seed={seed}", "train.threads=1"]
+def trainer(layers=4, width=192, precision="float32"):
+    shape = (f"model.n_layers={layers}", f"model.d_model={width}", f"model.n_heads={width // 32}")
+    fixed = (f"train.precision={precision}", "train.threads=1")
+    overrides = ["experiment=othello_6x6", *shape, f"model.d_mlp={4 * width}", *fixed]
     return Trainer(split_config(compose(overrides))[0])
 
 
@@ -74,15 +75,8 @@ def steps():
 
 def bfloat16(n_steps):
     """Losses from the same weights: float32, bfloat16 on the same games, float32 on other games."""
-    half, single, other = trainer(), trainer(), trainer()
+    half, single, other = trainer(precision="bfloat16"), trainer(), trainer()
     other.batches.manual_seed(1)
-    forward = half.model.forward
-
-    def in_bfloat16(*args, **kwargs):
-        with torch.autocast("cpu", torch.bfloat16):
-            return forward(*args, **kwargs).float()
-
-    half.model.forward = in_bfloat16
     times = {name: seconds(t.advance, 3) for name, t in (("float32", single), ("bfloat16", half))}
     for _ in range(3):
         other.advance()

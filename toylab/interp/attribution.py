@@ -28,6 +28,7 @@ from toylab.interp.patching import (
     at_read,
     check_axes,
     logit_diff,
+    outputs_and_values,
     sites_of,
     sum_to_cells,
     with_layer_axis,
@@ -195,11 +196,12 @@ def _compare(
     also: Sequence[str] = (),
 ) -> tuple[Comparison, Cache]:
     """The comparison, and the unpatched run's own values at the site and at `also` of every layer."""
-    names = list(sites_of(model, site, layers).values())
-    names += [site_name(name, layer) for name in also for layer in range(model.n_layers)]
-    with torch.no_grad():
-        unpatched, here = model.run_with_cache(pairs.runs(direction)[0], names)
-    return Comparison.of(model, pairs, site, axes, metric, direction, layers, at_read(unpatched, pairs.read)), here
+    names = sites_of(model, site, layers)
+    wanted = [*names.values(), *(site_name(name, layer) for name in also for layer in range(model.n_layers))]
+    inputs = pairs.runs(direction)
+    unpatched, here = outputs_and_values(model, inputs[0], pairs.read, wanted)
+    patched, source = outputs_and_values(model, inputs[1], pairs.read, names.values())
+    return Comparison.of(pairs, names, source, (unpatched, patched), axes, metric, direction), here
 
 
 def _difference(source: Tensor, here: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ taps only. Read next: attribution.py (the same to first order), edges.py (where 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Any
@@ -231,7 +231,7 @@ class Comparison:
     """
 
     names: dict[int | None, str]
-    source: Cache
+    source: Mapping[str, Tensor]
     score: Callable[[Tensor], Tensor]  # outputs at the read positions -> [*cells, batch]
     base: Float[Tensor, " batch"]
     target: Float[Tensor, " batch"]
@@ -241,20 +241,20 @@ class Comparison:
     @classmethod
     def of(
         cls,
-        model: Tapped,
         pairs: Pairs,
-        site: str,
+        names: dict[int | None, str],
+        source: Mapping[str, Tensor],
+        outputs: tuple[Tensor, Tensor],
         axes: str,
         metric: Metric,
         direction: str,
-        layers: Sequence[int] | None,
-        unpatched: Tensor,
     ) -> Comparison:
-        """unpatched: outputs of the run that is patched, at the read positions. Raises UserError where `patch` does."""
-        names, score = sites_of(model, site, layers), scored(metric, pairs.answers)
-        with torch.no_grad():
-            patched, source = model.run_with_cache(pairs.runs(direction)[1], list(names.values()))
-            base, target = score(unpatched), score(at_read(patched, pairs.read))
+        """outputs: at the read positions, of the run that is patched and of the one that the values come from.
+
+        Raises UserError where they score the same on every pair.
+        """
+        score = scored(metric, pairs.answers)
+        base, target = (score(x.detach()) for x in outputs)
         rounding = 64 * torch.finfo(base.dtype).eps  # of the two ways in which both runs are computed
         if base.numel() and torch.allclose(base, target, rtol=rounding, atol=rounding):
             raise UserError(
@@ -289,8 +289,16 @@ def patch(
     Exact checks: denoising resid_post at all positions ("layer") gives the clean metric, noising the corrupted one.
     Raises UserError for an unknown site or axis, and for a metric that is the same on both inputs of every pair.
     """
-    run = Run.of(model, pairs.runs(direction)[0], pairs.read)
-    between = Comparison.of(model, pairs, site, axes, metric, direction, layers, run.outputs)
+    names, inputs = sites_of(model, site, layers), pairs.runs(direction)
+    if site == "resid_pre" and hasattr(model, "block"):  # which a run keeps anyhow: both in one
+        both = Run.of(model, torch.cat(inputs), pairs.read)
+        run, other = both.rows(slice(len(pairs.clean))), both.rows(slice(len(pairs.clean), None))
+        source: Mapping[str, Tensor] = {full: other.resid[layer] for layer, full in names.items() if layer is not None}
+        outputs = other.outputs
+    else:
+        run = Run.of(model, inputs[0], pairs.read)
+        outputs, source = outputs_and_values(model, inputs[1], pairs.read, names.values())
+    between = Comparison.of(pairs, names, source, (run.outputs, outputs), axes, metric, direction)
     values = _sweep(model, run, between.source, site, axes, between.names, pairs.read, between.score)
     return between.sweep(values)
 
@@ -356,8 +364,10 @@ def patch_serial(
     layers: Sequence[int] | None = None,
 ) -> Sweep:
     """`patch` with one forward and one hook per cell: the definition, and what the fast sweep is tested against."""
-    tokens = pairs.runs(direction)[0]
-    between = Comparison.of(model, pairs, site, axes, metric, direction, layers, model(tokens, read=pairs.read))
+    (tokens, other), names = pairs.runs(direction), sites_of(model, site, layers)
+    outputs, source = outputs_and_values(model, other, pairs.read, names.values())
+    unpatched = model(tokens, read=pairs.read)
+    between = Comparison.of(pairs, names, source, (unpatched, outputs), axes, metric, direction)
     values = []
     for full in between.names.values():
         masks, sizes = _cells(between.source[full].shape[1:], site, axes)
@@ -397,6 +407,15 @@ def sites_of(model: Tapped, site: str, layers: Sequence[int] | None) -> dict[int
         return {None: model.find_sites(site)[0]}
     numbers = range(model.n_layers) if layers is None else layers
     return {layer % model.n_layers: model.find_sites((site, layer))[0] for layer in numbers}
+
+
+@torch.no_grad()
+def outputs_and_values(
+    model: Tapped, inputs: Tensor, read: tuple[int, ...] | None, names: Iterable[str]
+) -> tuple[Tensor, Cache]:
+    """Outputs at the read positions, and what stands at these sites."""
+    outputs, cache = model.run_with_cache(inputs, list(names))
+    return at_read(outputs, read), cache
 
 
 def _numbers(names: Mapping[int | None, str]) -> tuple[int, ...]:
@@ -506,6 +525,10 @@ class Run:
         for layer in range(model.n_layers - 1):
             resid.append(model.block(layer, resid[-1]))
         return cls(model, inputs, model.forward_from(model.n_layers - 1, resid[-1], read=read), tuple(resid))
+
+    def rows(self, some: slice) -> Run:
+        """The same of some of the inputs."""
+        return Run(self.model, self.inputs[some], self.outputs[some], tuple(resid[some] for resid in self.resid))
 
     @property
     def causal(self) -> bool:
