@@ -4,6 +4,7 @@ The plants are those of test_othello.py. Every measure is also asked of a networ
 """
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ import torch.nn.functional as F
 from test_othello import EARLY_ENDS, FOUR, PASS_LINES, SIX, SPEC, Plain, Planted
 
 from toylab import Experiment
+from toylab.cli import figure
 from toylab.data import generator
 from toylab.errors import UserError
 from toylab.experiment import TrainSpec
@@ -359,7 +361,9 @@ SMALL = (
 )
 
 
-def test_everything_runs_over_checkpoints(tmp_path):
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory):
+    """A run of four steps on 4 x 4."""
     experiment = Experiment(
         name="tiny",
         seed=0,
@@ -369,9 +373,12 @@ def test_everything_runs_over_checkpoints(tmp_path):
         loss="cross_entropy_float32",
         train=TrainSpec(steps=4, checkpoints=("every:2",), eval_every=2, batch_size=32, threads=1),
     )
-    run = train(experiment, tmp_path / "run", progress=False)
+    return train(experiment, tmp_path_factory.mktemp("runs") / "run", progress=False)
+
+
+def test_everything_runs_over_checkpoints(tiny):
     for tool in SMALL:
-        table = run.map(tool)
+        table = tiny.map(tool)
         assert table.sizes["step"] == 3
         assert all(np.isfinite(table[name]).any() for name in table.data_vars), tool
 
@@ -398,3 +405,30 @@ def test_a_run_without_a_board_is_refused():
 def test_mistakes_are_told(make, said):
     with pytest.raises(UserError, match=said):
         make()
+
+
+# --- Figures ---------------------------------------------------------------------------------------------------------
+
+
+DICTIONARY = functools.partial(features.BoardDictionary, d_sae=32, k=4, steps=3, batch_size=64, n_games=60)
+SWEEP = functools.partial(features.BoardSweep, d_sae=64, steps=3, batch_size=64, n_games=60)
+SMALLER = {  # figure -> the tools that train something, at a size for a test
+    "othello_map": {},
+    "othello_order": {},
+    "othello_heads": {},
+    "othello_capacity": {"ProbeCapacity": functools.partial(reading.ProbeCapacity, n_games=40, steps=3)},
+    "othello_age": {"BoardByAge": functools.partial(reading.BoardByAge, n_games=60, steps=3)},
+    "othello_changes": {"Interventions": functools.partial(measures.Interventions, n_cases=6, n_games=60, steps=3)},
+    "othello_dictionaries": {"BoardSweep": SWEEP, "BoardDictionary": DICTIONARY},
+    "othello_latents": {"BoardDictionary": DICTIONARY},
+}
+
+
+@pytest.mark.parametrize("name", SMALLER)
+def test_a_figure_is_drawn_from_a_run_of_any_size(name, tiny, tmp_path, monkeypatch):
+    module = figure.figure_module(name)
+    for tool, smaller in SMALLER[name].items():
+        monkeypatch.setattr(module, tool, smaller)
+    monkeypatch.setattr(figure, "figure_module", lambda name: module)
+    picture = figure.draw_figure(name, [tiny.path], tmp_path / f"{name}.png")
+    assert picture.stat().st_size > 10000
