@@ -25,13 +25,17 @@ def compute(runs):
 def draw(table):
     figure, axes = subplots(1, 2, 2.9, sharey=True)
     sizes = range(table.sizes["hidden"])
+    names = ["linear" if units == LINEAR else str(units) for units in table.hidden.values]
+    wide = table.hidden > LINEAR
     for ax, (frame, title) in zip(axes, TITLES.items(), strict=True):
         one = table.sel(frame=frame)
-        ax.plot(sizes, one.accuracy.max("layer"), "o-", color=GREEN, ms=3, label="network, best layer")
-        ax.plot(sizes, one.moves, "s-", color=PURPLE, ms=3, label="the moves themselves")
-        ax.plot(sizes, one.untrained.max("layer"), "o--", color=GREY, ms=3, label="untrained network")
+        network, untrained = one.accuracy.max("layer"), one.untrained.max("layer")
+        lines = {"network, best layer": (network, GREEN, "-"), "the moves themselves": (one.moves, PURPLE, "-")}
+        lines["untrained network"] = (untrained, GREY, "--")
+        for label, (values, color, style) in lines.items():
+            ax.plot(sizes, values, "o", color=color, ms=3.5)
+            ax.plot(sizes, values.where(wide), style, color=color, label=label)
         ax.axhline(float(one.majority), color=GREY, ls=":", lw=1, label="commonest class")
-        names = ["linear" if units == LINEAR else str(units) for units in table.hidden.values]
         ax.set(title=title, xlabel="hidden units of the probe", ylim=(0.55, 1.0))
         ax.set_xticks(list(sizes), names)
     axes[0].set_ylabel("squares read right")
