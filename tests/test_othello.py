@@ -406,7 +406,7 @@ def test_A9_input_linear_controls(n, games, board, colour):
 
 
 def test_A9_the_commonest_class_by_square_and_ply():
-    _, majority = measures._controls(measures.BoardProbes(n_games=600), Othello(6, "moves", 1, 0.0, 1))
+    _, majority = measures.control_scores(measures.BoardProbes(n_games=600), Othello(6, "moves", 1, 0.0, 1))
     assert majority[0].item() == pytest.approx(0.6117, abs=0.01)
 
 
@@ -425,19 +425,21 @@ class Planted(Tapped):
         self.register_buffer("D", torch.linalg.qr(torch.randn(d, d, generator=generator(0, "D")))[0])
 
     def forward(self, tokens, tap=no_tap):
-        n = self.task.n
-        seen = engine.replay(n, self.task.decode(tokens).numpy(), strict=False)
+        seen = engine.replay(self.task.n, self.task.decode(tokens).numpy(), strict=False)
         board = self.task._latents(seen)["board"].values.clamp_min(0)
         x = (held := F.one_hot(board, 3).float().flatten(2)) @ self.D
         for layer in range(2):
             x = x + tap("attn_out", layer, torch.zeros_like(x))
             tap("post", layer, held)
             x = tap("resid_post", layer, x)
-        held = (x @ self.D.T).unflatten(-1, (n * n, 3)).argmax(-1)
-        if self.blind:
-            held = board
-        legal = self.task.legal_on(held.flatten(0, 1)).unflatten(0, tokens.shape)[..., self.task.square_of[1:]]
-        return torch.cat([torch.full((*tokens.shape, 1), -30.0), 30.0 * legal.float() - 30], -1)
+        return self.play(board) if self.blind else self.unembed(x)
+
+    def unembed(self, x):
+        return self.play((x @ self.D.T).unflatten(-1, (-1, 3)).argmax(-1))
+
+    def play(self, held):
+        legal = self.task.legal_on(held.flatten(0, 1)).unflatten(0, held.shape[:2])[..., self.task.square_of[1:]]
+        return torch.cat([torch.full((*held.shape[:2], 1), -30.0), 30.0 * legal.float() - 30], -1)
 
     def example_input(self):
         return torch.zeros(1, 3, dtype=torch.long)

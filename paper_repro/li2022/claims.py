@@ -42,6 +42,10 @@ FIGURES = {
     "othello_learning": ("main",),
     "othello_edits": ("main",),
     "othello_saliency": ("main",),
+    "othello_capacity": ("main",),
+    "othello_age": ("main",),
+    "othello_changes": ("main",),
+    "othello_map": ("main",),
 }
 MLP = BoardProbes(frames=("colour",), kind="mlp", n_games=300)
 LINEAR = BoardProbes(frames=("colour",), n_games=300)

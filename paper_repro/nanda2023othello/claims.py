@@ -52,6 +52,10 @@ FIGURES = {
     "othello_probes": ("main",),
     "othello_edits": ("main",),
     "othello_scaling": ("main", "sizes"),
+    "othello_order": ("main",),
+    "othello_heads": ("main",),
+    "othello_dictionaries": ("main",),
+    "othello_latents": ("main",),
 }
 
 

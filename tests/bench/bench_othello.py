@@ -3,10 +3,13 @@
     bench_othello.py                     games per second by board and batch, beside the plain engine
     bench_othello.py --check 1000000     compare that many positions (some minutes), once per change of the rules
 
-Times are processor seconds, so that a busy machine gives nearly the same answer as a quiet one.
+A check writes what it found, with its command, processor seconds and machine, to othello_check.json beside this file;
+it is committed. Times are processor seconds, so that a busy machine gives nearly the same answer as a quiet one.
 """
 
 import argparse
+import json
+import platform
 import sys
 import time
 from pathlib import Path
@@ -15,6 +18,7 @@ import numpy as np
 
 from toylab.tasks import othello_engine as engine
 
+RECORD = Path(__file__).with_name("othello_check.json")
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
 
@@ -45,15 +49,47 @@ def speed():
             print(f"| {n} x {n} | {batch:,} | {rate:,.0f} | {plain:,.0f} | {rate / plain:,.0f}x |", flush=True)
 
 
+def machine():
+    """The kind of processor, as Linux names it, or else as Python does."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    named = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return (named or [platform.processor() or platform.machine()])[0]
+
+
 def check(wanted):
+    """Every board, flip, legal move, pass, side to move and end of random games, a third of them on each board."""
     from test_othello import disagreements
 
+    boards, start = {}, time.process_time()
     for n in (4, 6, 8):
-        compared = wrong = first = 0
+        compared = wrong = games = passes = early = 0
         while compared < wanted / 3:
-            found = disagreements(n, engine.random_games(n, 2026, first, 200))
-            compared, wrong, first = compared + found[0], wrong + found[1], first + 200
-        print(f"{n} x {n}: {compared:,} positions of {first:,} games compared, {wrong} differ", flush=True)
+            moves = engine.random_games(n, 2026, games, 200)
+            found = disagreements(n, moves)
+            compared, wrong, games = compared + found[0], wrong + int(found[1]), games + len(moves)
+            passes += int(engine.replay(n, moves).passed.sum())
+            early += int((moves[:, -1] == engine.NONE).sum())
+        boards[f"{n} x {n}"] = {
+            "positions": compared,
+            "games": games,
+            "passes": passes,
+            "games that end early": early,
+            "differences": wrong,
+        }
+        print(f"{n} x {n}: {compared:,} positions of {games:,} games compared, {wrong} differ", flush=True)
+    record = {
+        "command": f"python tests/bench/bench_othello.py --check {wanted}",
+        "compared": "boards, flips, legal moves, passes, side to move, ends; the bit engine against a per-square one",
+        "positions": sum(board["positions"] for board in boards.values()),
+        "differences": sum(board["differences"] for board in boards.values()),
+        "boards": boards,
+        "processor seconds": round(time.process_time() - start),
+        "machine": f"one core of {machine()}",
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+    }
+    RECORD.write_text(json.dumps(record, indent=2) + "\n")
 
 
 def main():

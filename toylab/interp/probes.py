@@ -423,12 +423,16 @@ FAMILIES: dict[str, Callable[[Tensor, Tensor, int, float], tuple[Tensor, Tensor]
 
 @dataclass(frozen=True, eq=False)
 class MLPProbe:
-    """scores = relu((x - mean) / std @ W_in + b_in) @ W_out + b_out, one small network per layer and target."""
+    """scores = relu((x - mean) / std @ W_in + b_in) @ W_out + b_out.
+
+    One small network per layer and target (as many nets as targets), or one per layer whose hidden units all targets
+    read (one net).
+    """
 
     mean: Float[Tensor, "*layer d"]
     std: Float[Tensor, "*layer d"]
-    W_in: Float[Tensor, "*layer target d hidden"]
-    b_in: Float[Tensor, "*layer target hidden"]
+    W_in: Float[Tensor, "*layer net d hidden"]
+    b_in: Float[Tensor, "*layer net hidden"]
     W_out: Float[Tensor, "*layer target hidden c"]
     b_out: Float[Tensor, "*layer target c"]
     n_classes: Int[Tensor, " target"]
@@ -438,11 +442,24 @@ class MLPProbe:
         """One score per row, target and class; -inf for classes a target does not have."""
         x = ((x - self.mean.unsqueeze(-2)) / self.std.unsqueeze(-2)).unsqueeze(-3)
         hidden = (x @ self.W_in + self.b_in.unsqueeze(-2)).relu()
-        return (hidden @ self.W_out + self.b_out.unsqueeze(-2)).movedim(-3, -2)
+        W_out = _by_net(self.W_out, self.W_in.shape[-3])
+        return _by_target(hidden @ W_out, self.W_out).movedim(-3, -2) + self.b_out.unsqueeze(-3)
 
     def predict(self, x: Float[Tensor, "*layer n d"]) -> Tensor:
         """Classes [*layer, n, target], or real values."""
         return predictions(self.scores(x), self.n_classes)
+
+
+def _by_net(W_out: Float[Tensor, "*layer target hidden c"], nets: int) -> Float[Tensor, "*layer net hidden column"]:
+    """The output weights of all targets that read the same hidden units side by side."""
+    return W_out.unflatten(-3, (nets, -1)).movedim(-3, -2).flatten(-2)
+
+
+def _by_target(
+    out: Float[Tensor, "*layer net n column"], W_out: Float[Tensor, "*layer target hidden c"]
+) -> Float[Tensor, "*layer target n c"]:
+    """The undoing of it, for what comes out."""
+    return out.unflatten(-1, (-1, W_out.shape[-1])).movedim(-2, -3).flatten(-4, -3)
 
 
 def fit_mlp(
@@ -454,9 +471,12 @@ def fit_mlp(
     lr: float = 0.01,
     batch_size: int = 512,
     weight_decay: float = 0.0,
+    shared: bool = False,
 ) -> MLPProbe:
     """A one-hidden-layer probe for every layer and target, by `steps` of AdamW on minibatches drawn from `generator`.
 
+    shared: the targets of a layer read the same hidden units, which is how Li et al. (arXiv 2210.13382) read 64 squares
+    at once; with few of them this is a bottleneck that targets compete for. Otherwise each target has its own.
     Cross-entropy for classes, squared error for reals; all networks train together as one batched product. Report
     `hidden` and a selectivity with the accuracy: a wide probe computes what the network does not (Hewitt and Liang).
     Known exactly: the parity of two bits, which no linear probe reads.
@@ -475,15 +495,17 @@ def fit_mlp(
         start = torch.randn(shape, generator=generator).to(flat) * shape[-2] ** -0.5
         return start.requires_grad_()
 
-    W_in, W_out = draw(n_layers, t, d, hidden), draw(n_layers, t, hidden, c)
-    b_in = flat.new_zeros(n_layers, t, 1, hidden).requires_grad_()
+    nets = 1 if shared else t
+    W_in, W_out = draw(n_layers, nets, d, hidden), draw(n_layers, t, hidden, c)
+    b_in = flat.new_zeros(n_layers, nets, 1, hidden).requires_grad_()
     b_out = flat.new_zeros(n_layers, t, 1, c).requires_grad_()
     optimiser = torch.optim.AdamW([W_in, b_in, W_out, b_out], lr=lr, weight_decay=weight_decay)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.05, steps)
     for _ in range(steps):
         rows = torch.randint(n, (min(batch_size, n),), generator=generator)
         inputs = ((flat[:, rows] - mean[:, None]) / std[:, None])[:, None]
-        out = (inputs @ W_in + b_in).relu() @ W_out + b_out  # [l, t, rows, c]
+        seen = (inputs @ W_in + b_in).relu() @ _by_net(W_out, nets)
+        out = _by_target(seen, W_out) + b_out  # [l, t, rows, c]
         labels = y[rows].T.expand(n_layers, -1, -1)
         if y.is_floating_point():
             losses = (out[..., 0] - labels) ** 2

@@ -5,7 +5,8 @@ after block l (`resid_post`), position t the one that has just read the (t + 1)-
 drawn for them, the same at every checkpoint and seed, and scored on openings that they, and the network, never saw.
 
 Sources: Li et al. 2023 (arXiv 2210.13382), Nanda et al. 2023 (arXiv 2309.00941). Came from: tasks/othello.py and
-interp/board.py. Read next: board_features.py.
+interp/board.py. Read next: board_reading.py (how hard to read, how fresh, in what order), board_circuit.py (by which
+parts), board_features.py (by single features).
 """
 
 from __future__ import annotations
@@ -201,7 +202,8 @@ class BoardProbes:
     controls [frame, control]: linear probes on the moves themselves; majority [frame]: the commonest class by square
     and ply; gain [frame, layer]: accuracy minus the best control: the headline. accuracy_by_ply [frame, layer, ply].
 
-    kind: ridge, lda, mass_mean, logistic, or mlp (`hidden` units, `steps` of AdamW; controls stay linear).
+    kind: ridge, lda, mass_mean, logistic, or mlp (`hidden` units for each square, or with `shared` for all squares of
+    all frames together; `steps` of AdamW; controls stay linear).
     labels="shuffled" permutes the boards over games at the same ply: the null, at majority.
     Known exactly: 6 x 6 controls of the side-to-move frame are .611 (ply), .759 (bag), .877 (signed bag), .752
     (ply_square) on independent games. Raises UserError for a frame the board lacks.
@@ -214,6 +216,7 @@ class BoardProbes:
     seed: int = 0
     hidden: int = 64
     steps: int = 300
+    shared: bool = False
     labels: str = "true"
 
     def __post_init__(self):
@@ -226,9 +229,9 @@ class BoardProbes:
     def __call__(self, snap: Snapshot) -> Results:
         task = othello(snap)
         data = positions(task, self.n_games, self.seed)
-        control, majority = _controls(self, task)
+        control, majority = control_scores(self, task)
         right = self.right(streams(snap.model, data), data)
-        accuracy, untrained = right.mean((-1, -2)), _untrained(self, task, snap.model.spec)
+        accuracy, untrained = right.mean((-1, -2)), untrained_scores(self, task, snap.model.spec)
         dims, coords = ("frame", "layer"), {"frame": list(self.frames)}
         by_ply = F.one_hot(data.ply[data.test], data.row.shape[1]).double()
         tested = {
@@ -258,7 +261,7 @@ class BoardProbes:
 
     def fit(self, x: Float[Tensor, "*layer n d"], y: Tensor) -> Probe | MLPProbe:
         if self.kind == "mlp":
-            return fit_mlp(x, y, self.hidden, self.steps, generator(self.seed, "fit"))
+            return fit_mlp(x, y, self.hidden, self.steps, generator(self.seed, "fit"), shared=self.shared)
         return fit(x, y, self.kind, self.penalty if self.kind != "mass_mean" else 0.0)
 
     def right(self, x: Float[Tensor, "*layer n d"], data: Positions) -> Float[Tensor, "frame *layer test square"]:
@@ -274,7 +277,7 @@ class BoardProbes:
 
 
 @lru_cache(maxsize=32)
-def _controls(measure: BoardProbes, task: Othello) -> tuple[Tensor, Tensor]:
+def control_scores(measure: BoardProbes, task: Othello) -> tuple[Tensor, Tensor]:
     """(accuracy of a linear probe on each control input [frame, control], majority by square and ply [frame])."""
     data = positions(task, measure.n_games, measure.seed)
     linear = dataclasses.replace(measure, kind="ridge", penalty=0.1)
@@ -290,11 +293,15 @@ def _controls(measure: BoardProbes, task: Othello) -> tuple[Tensor, Tensor]:
 
 
 @lru_cache(maxsize=32)
-def _untrained(measure: BoardProbes, task: Othello, spec: Any) -> Tensor:
+def untrained_scores(measure: BoardProbes, task: Othello, spec: Any) -> Tensor:
     """Accuracy [frame, layer] on a freshly initialised network."""
     data = positions(task, measure.n_games, measure.seed)
-    model = spec.build(task, generator(measure.seed, "untrained"))
-    return measure.right(streams(model, data), data).mean((-1, -2))
+    return measure.right(streams(untrained(task, spec, measure.seed), data), data).mean((-1, -2))
+
+
+def untrained(task: Othello, spec: Any, seed: int) -> Any:
+    """A network of this shape before any training: the control that every measure here takes."""
+    return spec.build(task, generator(seed, "untrained"))
 
 
 def _group_stderr(values: Float[Tensor, "*lead n"], group: Tensor) -> Float[Tensor, "*lead"]:
@@ -355,8 +362,9 @@ def _cases(task: Othello, count: int, change: str, seed: int) -> Edits:
 class Interventions:
     """Edit one square of the board in the residual stream; does the network play by the edited board?
 
-    error [operator, first_layer, scale]: mean top-N error against the edited board's legal set; null_error: the same
-    without an edit; random_error [first_layer, scale]: an `add` step along a random direction of the same length.
+    error, error_stderr [operator, first_layer, scale]: mean top-N error against the edited board's legal set, and its
+    standard error; null_error: the same without an edit; random_error [first_layer, scale]: an `add` step along a
+    random direction of the same length.
     changed [operator, first_layer, scale], null_changed: of the moves whose legality changed, the share treated right.
     best_error [operator], and persistence [operator, later]: top-N error after 0 .. later further moves by the edited
     board, with the edit of the best setting left at its position, beside null_persistence [later] without it.
@@ -428,6 +436,7 @@ class Interventions:
         chosen_error = error.flatten(1, 2)[torch.arange(len(best)), best, half:].mean(-1)
         return {
             "error": Labelled(error.mean(-1), dims, coords),
+            "error_stderr": Labelled(error.std(-1) / self.n_cases**0.5, dims, coords),
             "changed": Labelled(changed.mean(-1), dims, coords),
             "random_error": Labelled(noised.mean(-1), dims[1:], coords),
             "best_error": Labelled(chosen_error, ("operator",), coords),
