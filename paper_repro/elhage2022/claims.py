@@ -637,7 +637,7 @@ CLAIMS = (
     ),
     Claim(
         "rare feature",
-        "One of five features, at a twentieth of the density of the rest, is dropped; they form two digons: largest error "
+        "One of five features, a twentieth as often on as the rest, is dropped; they form two digons: largest error "
         "of a D_i",
         "two digons",
         "seen",

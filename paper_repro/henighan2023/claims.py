@@ -24,18 +24,18 @@ def cells(name: str, samples, *overrides: str) -> tuple[tuple[str, ...], ...]:
 
 # The map: fewer features, as many of them on, so that the largest training set shows each feature some thirty times.
 WIDTHS = (2, 4, 8, 16)
-MAP_SAMPLES = (4, 8, 16, 32, 64, 128, 256, 512, 1024)
-MAP_FEATURES, MAP_SPARSITY = 300, 0.97
+MAP_SAMPLES = (4, 8, 16, 32, 64, 128, 256, 512)
+MAP_FEATURES, MAP_SPARSITY = 150, 0.94
 
 
 def map_sets(name: str, width: int, *overrides: str) -> tuple[RunSet, RunSet]:
     """All numbers of samples at one hidden size. Two stacks, as each member of a stack is padded to the longest."""
-    small = (f"task.n_features={MAP_FEATURES}", f"task.sparsity={MAP_SPARSITY}", "train.steps=2500", *overrides)
+    small = (f"task.n_features={MAP_FEATURES}", f"task.sparsity={MAP_SPARSITY}", "train.steps=1500", *overrides)
     halves = [T for T in MAP_SAMPLES if T <= 64], [T for T in MAP_SAMPLES if T > 64]
     few, many = (cells(f"{name}/m={width}", half, f"model.d_hidden={width}", *small) for half in halves)
     return (
         RunSet(f"{name}, m = {width}, few", few, 2, f"{MAP_FEATURES} features, T to 64", True),
-        RunSet(f"{name}, m = {width}, many", many, 2, f"{MAP_FEATURES} features, T from 128", True),
+        RunSet(f"{name}, m = {width}, many", many, 1, f"{MAP_FEATURES} features, T from 128", True),
     )
 
 
@@ -115,6 +115,36 @@ def size_ratio(tables) -> list[float]:
     return [norms["T = 12"] / norms["T = 3"]]
 
 
+def curves(tables, name: str) -> list[np.ndarray]:
+    """Of every hidden size the best runs' values in units of the loss of the answer 0, in the order of T."""
+    merged: dict[str, list] = {}
+    for key, table in tables.items():
+        merged.setdefault(key.split(", ")[1], []).append(best(table))
+    joined = [xr.concat(halves, "run").sortby("samples") for halves in merged.values()]
+    return [(table[name] / table.nothing).values for table in joined]
+
+
+def memorised(tables) -> list[float]:
+    """Training loss of the fewest samples, at the hidden size where it is largest."""
+    return [float(max(loss[0] for loss in curves(tables, "train_loss")))]
+
+
+def understood(tables) -> list[float]:
+    """Held-out loss at the most samples, at the hidden size where it is largest."""
+    return [float(max(loss[-1] for loss in curves(tables, "test_loss")))]
+
+
+def bump_of_all(tables) -> list[float]:
+    """Largest held-out loss over that at the most samples, at the hidden size where this is smallest."""
+    return [float(min(loss[:-1].max() / loss[-1] for loss in curves(tables, "test_loss")))]
+
+
+def moves(tables) -> list[float]:
+    """T of the largest held-out loss at the largest hidden size over that at the smallest."""
+    worst = [MAP_SAMPLES[int(np.argmax(loss))] for loss in curves(tables, "test_loss")]
+    return [worst[-1] / worst[0]]
+
+
 CLAIMS = (
     *(
         Claim(
@@ -173,5 +203,51 @@ CLAIMS = (
         lambda t: [float(best(t[f"T = {MANY}"]).top_features.max())],
         None,
         needs=(f"T = {MANY}",),
+    ),
+    Claim(
+        "map, memorised",
+        f"At every hidden size {MAP_SAMPLES[0]} samples are memorised: largest training loss, the answer 0 being 1",
+        "0",
+        "derived",
+        "< .1",
+        memorised,
+        lambda v: v < 0.1,
+        needs=map_keys("map", *WIDTHS),
+        placebos=("untrained_map, m = 2, few",),
+        figure="over T and m",
+    ),
+    Claim(
+        "map, bump",
+        f"... held-out loss has a bump: its largest value over that at {MAP_SAMPLES[-1]}, where this is smallest",
+        "double descent at every size",
+        "seen",
+        "> 1.05",
+        bump_of_all,
+        lambda v: v > 1.05,
+        needs=map_keys("map", *WIDTHS),
+        figure="over T and m",
+    ),
+    Claim(
+        "map, understood",
+        f"... and {MAP_SAMPLES[-1]} samples teach something of others: largest held-out loss, the answer 0 being 1",
+        "features are learned",
+        "seen",
+        "< .97",
+        understood,
+        lambda v: v < 0.97,
+        needs=(*map_keys("map", WIDTHS[0])[::-1], *map_keys("map", *WIDTHS[1:])),
+        placebos=("untrained_map, m = 2, many",),
+        figure="over T and m",
+    ),
+    Claim(
+        "map, where",
+        f"T of the worst held-out loss at m = {WIDTHS[-1]} over that at m = {WIDTHS[0]}",
+        "depends on the optimisation",
+        "seen",
+        "not judged",
+        moves,
+        None,
+        needs=map_keys("map", *WIDTHS),
+        figure="over T and m",
     ),
 )
