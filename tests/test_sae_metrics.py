@@ -15,6 +15,7 @@ from toylab.errors import UserError
 from toylab.interp.sae import boards
 from toylab.interp.sae.agreement import (
     absorption,
+    beside_truth,
     best_latent_auroc,
     f1_table,
     firing,
@@ -397,6 +398,23 @@ def test_shrinkage_of_the_truth_and_its_chance():
     never = c.clone()
     never[:, 2] = 0
     assert shrinkage(firing(c, never), truth, truth).value[2].isnan()
+
+
+def test_the_scorer_knows_the_truth_and_is_its_parts():
+    c, truth = planted(), normal(6, 9)
+    exact = beside_truth(c, c, truth, truth)
+    assert exact.mmcs.item() == pytest.approx(1)
+    assert (exact.latents.f1 == 1).all()
+    assert exact.shrinkage.value.tolist() == pytest.approx([1] * 6)
+    acts, W = planted(seed=3), normal(6, 9, seed=4)
+    null = beside_truth(acts, c, W, truth)
+    assert null.latents.f1.mean() == pytest.approx(float(null.latents.chance.mean()), abs=0.03)
+    assert abs(null.mmcs.item() - chance_mmcs(9, 6)) < 0.2
+    order = torch.randperm(6, generator=rng(5))
+    permuted = beside_truth(acts[:, order], c, W[order], truth)
+    assert permuted.mmcs.item() == pytest.approx(null.mmcs.item())
+    torch.testing.assert_close(permuted.latents.f1, null.latents.f1[order])
+    torch.testing.assert_close(permuted.shrinkage.value, null.shrinkage.value)
 
 
 def tree_rows(n=3000, seed=0):

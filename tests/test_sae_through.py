@@ -13,6 +13,7 @@ from toylab.cli.figure import figure_module
 from toylab.data import generator
 from toylab.errors import UserError
 from toylab.interp.sae import recovery
+from toylab.interp.sae.agreement import firing, latent_scores, shrinkage
 from toylab.interp.sae.dictionary import SAE
 from toylab.interp.sae.spec import initialise
 from toylab.interp.sae.standard import Standard
@@ -29,6 +30,7 @@ from toylab.interp.sae.through import (
 )
 from toylab.interp.sae.topk import TopK
 from toylab.interp.sae.training import SAETraining
+from toylab.measures import sweeps
 from toylab.measures.dictionaries import Dictionaries, DictionaryWaves, RecoveredFeatures
 from toylab.models.superposition import SuperpositionSpec
 from toylab.plotting import house_style, save
@@ -193,6 +195,26 @@ def test_planted_features_are_recovered_far_above_chance():
     assert found["seed_cosine"] > found["seed_chance"] + 0.3
     assert found["feature_cosine"].values.mean(1) == pytest.approx(found["mcc"].values, abs=1e-6)
     assert found["fvu"].values.max() < 0.3
+
+
+def test_a_sweep_says_the_same_of_the_same_dictionary():
+    """The two measures and the leaderboard have one scorer; here the numbers are also those of its parts."""
+    task = dataclasses.replace(WORLD, n_test=500)
+    model = SuperpositionSpec("linear", D, init_std=D**-0.5).build(task, rng(1))
+    snap = Snapshot(0, model, task, task.split(0), "mse")
+    measure = RecoveredFeatures("hidden", SPEC, SHORT)
+    found = measure(snap)
+    features, x, c = sweeps._world(snap, measure)
+    for i, sae in enumerate(measure.trained(snap)):
+        swept = sweeps._scores(sae, features, x, c)
+        assert swept["mmcs"] == pytest.approx(found["mmcs"].values[i], abs=1e-5)
+        assert swept["f1"] == pytest.approx(found["f1"].values[i], abs=1e-9)
+        with torch.no_grad():
+            counts = firing(sae.encode(x), c)
+        by_hand = latent_scores(counts, recovery.best_feature(sae.W_dec, features)).f1.mean()
+        assert swept["f1"] == by_hand.item()
+        assert swept["mmcs"] == recovery.mmcs(sae.W_dec, features).item()
+        assert swept["kept"] == shrinkage(counts, sae.W_dec, features).value.nanmean().item()
 
 
 def test_on_noise_recovery_is_at_chance():

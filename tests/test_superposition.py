@@ -14,16 +14,19 @@ from toylab.data import generator
 from toylab.ensemble import Stacked, train_ensemble
 from toylab.errors import UserError
 from toylab.experiment import Experiment, TrainSpec
+from toylab.interp.adversarial import linear_attack, reach, relu_attack, relu_bound
 from toylab.interp.superposition import (
     FRACTIONS,
     PHASES,
     antipodal_cost,
+    asymmetric_motifs,
     best_kgon,
     components,
     detect_jumps,
     dimensionality,
     dims_per_feature,
     exact_phase,
+    feature_norms,
     found_phase,
     interference,
     kgon_levels,
@@ -36,7 +39,16 @@ from toylab.interp.superposition import (
     polytopes,
     variance,
 )
-from toylab.measures.superposition import ClosedForms, DataGeometry, Geometry, NeuronWeights, Structure
+from toylab.measures.basic import FreshLoss, Loss
+from toylab.measures.superposition import (
+    ClosedForms,
+    DataGeometry,
+    Geometry,
+    Motifs,
+    NeuronWeights,
+    Structure,
+    Vulnerability,
+)
 from toylab.models.superposition import KINDS, Superposition, SuperpositionSpec
 from toylab.models.transformer import TransformerSpec
 from toylab.optim import OptimSpec
@@ -548,6 +560,208 @@ def test_jumps_are_where_they_were_planted():
     assert not detect_jumps(D[:1].repeat(4, 1), torch.ones(4)).window.any()
 
 
+# --- attacks ----------------------------------------------------------------------------------------------------------
+
+TIGHT = {"digon": DIGON, "triangle": polygon(3), "pentagon": polygon(5), "antiprism": antiprism()}
+
+
+def on_sphere(n, d, size, seed=0):
+    x = randn(n, d, seed=seed)
+    return size * x / x.norm(dim=1, keepdim=True)
+
+
+@pytest.mark.parametrize("name", TIGHT)
+def test_attacks_on_tight_frames_are_known(name):
+    """One output moves by e / sqrt D, all of them without a ReLU by e n/m; nothing else moves them as far."""
+    W, e = TIGHT[name], 0.1
+    A, (n, m), ones = W @ W.T, W.shape, torch.ones(len(W), dtype=FLOAT64)
+    assert reach(A).tolist() == pytest.approx([(n / m) ** 0.5] * n)
+    torch.testing.assert_close(reach(A), feature_norms(W).square() / dimensionality(W).sqrt())
+    found = linear_attack(A, torch.zeros(3, n, dtype=FLOAT64), e, ones)
+    assert found.error.tolist() == pytest.approx([(e * n / m) ** 2] * 3)
+    assert found.change.norm(dim=1).tolist() == pytest.approx([e] * 3)
+    pushed = on_sphere(2000, n, e) @ A
+    assert (pushed.abs().amax(0) <= e * reach(A) + 1e-12).all()
+    assert pushed.square().sum(1).max() <= (e * n / m) ** 2 + 1e-12
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_linear_attack_is_the_worst(seed):
+    """Against 20,000 directions and against climbing from the best of them; with residuals and importances."""
+    W, r = randn(6, 3, seed=seed), 0.3 * randn(4, 6, seed=seed + 10)
+    A, importance = W @ W.T, torch.linspace(1, 0.2, 6, dtype=FLOAT64)
+    found = linear_attack(A, r, 0.2, importance)
+
+    def error(d):
+        return ((r + d @ A).square() * importance).sum(-1)
+
+    torch.testing.assert_close(error(found.change), found.error)
+    d = on_sphere(20000, 6, 0.2, seed)[:, None].expand(-1, 4, -1)
+    assert (error(d) <= found.error + 1e-12).all()
+    d = d.gather(0, error(d).argmax(0)[None, :, None].expand(1, 4, 6))[0]
+    for _ in range(500):
+        g = ((r + d @ A) * importance) @ A.T
+        d = 0.2 * g / g.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(error(d), found.error, rtol=1e-6, atol=0)
+
+
+def test_the_linear_attack_where_the_residual_has_no_part_along_the_top():
+    A = torch.diag(torch.tensor([2.0, 1.0], dtype=FLOAT64))
+    found = linear_attack(A, torch.tensor([[0.0, 0.1]], dtype=FLOAT64), 1.0, torch.ones(2, dtype=FLOAT64))
+    # d = (sqrt(1 - t^2), t): 4 (1 - t^2) + (.1 + t)^2 is largest at t = .1 / 3.
+    assert found.error.item() == pytest.approx(4 * (1 - (0.1 / 3) ** 2) + (0.1 + 0.1 / 3) ** 2)
+
+
+@pytest.mark.parametrize("name", TIGHT)
+@pytest.mark.parametrize("bias", [0.0, -0.05])
+def test_the_relu_attack_is_within_its_bound_and_no_direction_is_worse(name, bias):
+    W, e = TIGHT[name], 0.2
+    A, n = W @ W.T, len(W)
+    b, ones = torch.full((n,), bias, dtype=FLOAT64), torch.ones(n, dtype=FLOAT64)
+    x = SparseFeatures(n, 0.6, 1.0).sample(12, rng()).inputs.double()
+    found, bound = relu_attack(A, b, x, e, ones), relu_bound(A, b, x, e, ones)
+
+    def error(d):
+        return ((x @ A + b + d @ A).relu() - x).square().sum(-1)
+
+    torch.testing.assert_close(error(found.change), found.error)
+    assert found.change.norm(dim=1).max() <= e * (1 + 1e-9)
+    assert (found.error <= bound + 1e-12).all()
+    d = on_sphere(20000, n, e)[:, None]
+    more = (error(d).amax(0) / found.error - 1).clamp(min=0)  # a lower bound, and a close one
+    assert more.max() < 0.08
+    assert more.mean() < 0.02
+    if name == "digon":
+        assert more.max() < 1e-6
+
+
+def test_gradients_hide_what_the_closed_form_finds():
+    """All outputs are off, so that the gradient is 0: a digon moves by 2 e^2 all the same, beyond the bias."""
+    A, e, ones = DIGON @ DIGON.T, 0.2, torch.ones(2, dtype=FLOAT64)
+    x = torch.zeros(1, 2, dtype=FLOAT64)
+    for bias, error in ((0.0, 2 * e**2), (-0.1, (2**0.5 * e - 0.1) ** 2), (-0.5, 0.0)):
+        b = torch.full((2,), bias, dtype=FLOAT64)
+        assert relu_attack(A, b, x, e, ones).error.item() == pytest.approx(error)
+
+
+def vulnerable(W, sparsity=0.9, **task):
+    return Vulnerability()(snapshot(W, SparseFeatures(len(W), sparsity, 1.0, n_test=400, **task)))
+
+
+def test_vulnerability_is_1_without_superposition_and_2_with_digons():
+    alone, pairs = vulnerable(torch.eye(4, dtype=FLOAT64)), vulnerable(tegum(DIGON, DIGON))
+    assert alone["vulnerability"] == pytest.approx(1)
+    assert alone["clean_loss"] == pytest.approx(0)
+    assert alone["features_per_dimension"] == pytest.approx(1)
+    assert pairs["features_per_dimension"] == pytest.approx(2)
+    # On an input without a collision the attack adds 2 e^2, and a collision is an error that it can add to.
+    assert pairs["vulnerability"] >= 2 - 1e-9
+    assert vulnerable(tegum(DIGON, DIGON), 0.999)["vulnerability"] == pytest.approx(2, abs=0.02)
+    linear = Vulnerability()(snapshot(polygon(5), SparseFeatures(5, 0.999, 1.0, n_test=400), "linear"))
+    assert linear["vulnerability"] >= 2.5**2 - 1e-9
+    dropped = vulnerable(torch.cat([torch.eye(3, dtype=FLOAT64), torch.zeros(2, 3, dtype=FLOAT64)]))
+    assert dropped["vulnerability"] == pytest.approx(1)  # what is dropped is an error, and no attack reaches it
+
+
+def test_vulnerability_does_not_depend_on_the_basis_and_is_more_with_superposition():
+    W = randn(8, 3)
+    one, other = vulnerable(W), vulnerable(W @ rotation(3))
+    for name, value in one.items():
+        if isinstance(value, float):
+            assert other[name] == pytest.approx(value, rel=1e-6), name
+    assert one["vulnerability"] <= one["vulnerability_bound"]
+
+
+def test_trained_vulnerability_rises_with_superposition_and_untrained_does_not(trained):
+    dense, sparse = (trained[i].map(Vulnerability()) for i in (0, 1))
+    assert float(dense.vulnerability[-1]) == pytest.approx(1, abs=0.15)
+    assert float(sparse.vulnerability[-1]) > 3
+    assert float(sparse.features_per_dimension[-1]) > 2
+    untrained = [float(table.features_per_dimension[0]) for table in (dense, sparse)]
+    assert max(untrained) / min(untrained) < 2
+
+
+# --- the motif --------------------------------------------------------------------------------------------------------
+
+
+def motif(r=2.0):
+    """|x| of three features by seven neurons: the first serves 0 and 1 at a ratio r, the second takes back what 0 does
+    to 1 through it; the others are pairs. Weights [feature, neuron]."""
+    W_1 = torch.zeros(3, 7, dtype=FLOAT64)
+    W_2 = torch.zeros(3, 7, dtype=FLOAT64)
+    W_1[0, 0], W_1[1, 0] = r**0.5, r**-0.5
+    W_2[0, 0], W_2[1, 0] = r**-0.5, r**0.5
+    W_1[0, 1], W_2[1, 1] = 1.0, -r  # x_0 = 1 puts r^.5 r^.5 = r on output 1
+    for k, (feature, sign) in enumerate([(0, -1), (1, -1), (2, 1), (2, -1)]):
+        W_1[feature, 2 + k], W_2[feature, 2 + k] = sign, 1
+    return W_1, W_2
+
+
+def test_a_planted_motif_is_found_and_nothing_else():
+    W_1, W_2 = motif()
+    assert asymmetric_motifs(W_1, W_2).nonzero().tolist() == [[0, 1, 0]]
+    assert not asymmetric_motifs(W_1, W_2, ratio=2.5).any()
+    task = SparseFeatures(3, 0.5, 1.0, target="abs", n_test=16)
+    model = SuperpositionSpec("absolute", 7, dtype="float64").build(task, rng())
+    with torch.no_grad():
+        model.W_1.copy_(W_1)
+        model.W_2.copy_(W_2)
+    found = Motifs()(Snapshot(0, model, task, task.split(0), "mse"))
+    assert found["n_motifs"] == 1
+    assert found["motif"].values.tolist() == [True] + [False] * 6
+
+
+def test_a_motif_needs_all_of_its_parts():
+    for change in ("symmetric", "not inhibited", "a third feature", "wrong"):
+        W_1, W_2 = motif(1.0 if change == "symmetric" else 2.0)
+        if change == "not inhibited":
+            W_2[1, 1] = 0
+        if change == "a third feature":
+            W_1[2, 0] = 1.0
+        if change == "wrong":
+            W_2[1, 3] = 3.0
+        assert not asymmetric_motifs(W_1, W_2).any(), change
+
+
+def test_a_motif_does_not_depend_on_order_signs_and_scales_of_neurons():
+    W_1, W_2 = motif()
+    order, scale = torch.tensor([3, 0, 1, 6, 2, 5, 4]), torch.linspace(0.5, 2, 7, dtype=FLOAT64)
+    assert asymmetric_motifs(W_1[:, order], W_2[:, order]).nonzero().tolist() == [[0, 1, 1]]
+    assert asymmetric_motifs(-W_1, W_2).nonzero().tolist() == [[0, 1, 0]]
+    assert asymmetric_motifs(W_1 * scale, W_2 / scale).nonzero().tolist() == [[0, 1, 0]]
+
+
+def test_random_weights_show_no_motif():
+    drawn = [asymmetric_motifs(randn(6, 10, seed=s), randn(6, 10, seed=s + 1000)).any() for s in range(200)]
+    assert not any(drawn)
+
+
+# --- one draw for all runs --------------------------------------------------------------------------------------------
+
+
+def test_fresh_loss_is_one_draw_for_all_and_the_known_loss():
+    p, rows = 0.3, 50_000
+    one = Snapshot(0, *planted_digon(1 - p, seed=0), "mse")
+    other = Snapshot(0, *planted_digon(1 - p, seed=5), "mse")
+    found = FreshLoss(rows)(one)
+    assert found == FreshLoss(rows)(other)
+    assert Loss()(one) != Loss()(other)
+    assert abs(found["fresh_loss"] - antipodal_cost(p)) < 5 * found["fresh_loss_stderr"]
+    assert found["fresh_loss"] != FreshLoss(rows, seed=1)(one)["fresh_loss"]
+    batch = one.task.sample(rows, generator(0, "fresh"))
+    with torch.no_grad():
+        by_hand = (one.model(batch.inputs) - batch.targets).square().mean().item()
+    assert found["fresh_loss"] == pytest.approx(by_hand, rel=1e-5)
+
+
+def planted_digon(sparsity, seed):
+    task = SparseFeatures(2, sparsity, 1.0, n_test=100)
+    model = SuperpositionSpec("relu_out", 1).build(task, rng())
+    with torch.no_grad():
+        model.W.copy_(DIGON)
+    return model, task, task.split(seed)
+
+
 # --- mistakes ---------------------------------------------------------------------------------------------------------
 
 TASK_MISTAKES = [
@@ -581,11 +795,14 @@ def test_mistakes_with_fixed_samples_and_functions_are_explained():
         DataGeometry()(snapshot(DIGON))
 
 
-@pytest.mark.parametrize("measure", [Geometry(), Structure(), NeuronWeights(), ClosedForms()], ids=repr)
+MEASURES = [Geometry(), Structure(), NeuronWeights(), ClosedForms(), Vulnerability(), Motifs()]
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=repr)
 def test_measures_refuse_other_models(measure):
     task = ModularArithmetic(7, "x+y", 0.5)
     model = TransformerSpec(1, 2, 8, 4, 16).build(task, rng())
-    with pytest.raises(UserError, match=r"this model has W_E|ModularArithmetic has no density"):
+    with pytest.raises(UserError, match=r"this model has|ModularArithmetic has no density"):
         measure(Snapshot(0, model, task, task.split(0)))
 
 
@@ -616,3 +833,17 @@ def test_the_closed_form_is_what_autograd_finds(kind, n):
         torch.testing.assert_close(found[name], grad, rtol=1e-12, atol=1e-12, msg=lambda text, k=name: f"{k}: {text}")
     assert all(grad.abs().max() > 0.1 for grad in expected)
     assert (found["b"][:, 1] == 0).all(), "a feature without weight moves nothing"
+
+
+def test_what_cannot_be_attacked_or_drawn_is_explained():
+    task = SparseFeatures(2, 0.5, 1.0, target="abs", n_test=16)
+    with pytest.raises(UserError, match="kind linear or relu_out, not absolute"):
+        Vulnerability()(snapshot(DIGON, task, "absolute"))
+    with pytest.raises(UserError, match=r"size=0.0: more than 0"):
+        Vulnerability(size=0.0)
+    with pytest.raises(UserError, match="the motif is of kind absolute"):
+        Motifs()(snapshot(DIGON))
+    with pytest.raises(UserError, match=r"ratio=1\.0"):
+        Motifs(ratio=1.0)
+    with pytest.raises(UserError, match="rows=1"):
+        FreshLoss(1)

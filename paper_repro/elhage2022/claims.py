@@ -16,8 +16,8 @@ from toylab.interp.superposition import (
     detect_jumps,
     variance,
 )
-from toylab.measures.basic import Loss
-from toylab.measures.superposition import ClosedForms, Geometry, NeuronWeights
+from toylab.measures.basic import FreshLoss, Loss
+from toylab.measures.superposition import ClosedForms, Geometry, Motifs, NeuronWeights, Vulnerability
 
 PENTAGON = 0.05  # density at which five features in two dimensions form a pentagon
 # More levels where D* is about 1/2 than a geometric series has.
@@ -63,6 +63,25 @@ UNTRAINED = ("optim.lr=0", "train.steps=1")
 INTRO = 20 ** (-np.arange(10) / 9)
 NEURON_P = (0.75, 0.35, 0.15, 0.1, 0.06, 0.02, 0.01)
 ABS_P = (1.0, 0.3, 0.1, 0.03, 0.01)
+MANY_P = (1.0, 0.3, 0.1, 0.03, 0.01)
+FIRST_P = (0.0025, 0.005, 0.0075, 0.01, 0.015, 0.02, 0.03, 0.05, 0.1)  # of the one feature; the others: PENTAGON
+
+
+def many(name: str, *overrides: str) -> tuple[tuple[str, ...], ...]:
+    return at_densities("tms_many", name, MANY_P, "train.batch_size=512", "train.steps=6000", *overrides)
+
+
+def one_rarer(name: str, *overrides: str) -> tuple[tuple[str, ...], ...]:
+    """Five features, the first of another density than the rest."""
+    rest = ",".join([f"{1 - PENTAGON:.6g}"] * 4)
+    return tuple(
+        cell(
+            "tms_sparsity", f"{name}/p={p:.4g}", f"task.sparsity=[{1 - p:.6g},{rest}]", "task.n_test=16384", *overrides
+        )
+        for p in FIRST_P
+    )
+
+
 RUNS = (
     RunSet("intro", at_densities("tms_intro", "intro", INTRO, "task.n_test=16384"), 1, "T1, ten densities", True),
     RunSet("sparse end", at_densities("tms_intro", "pentagon", [PENTAGON]), 8, "T1 at p = .05, for the best", True),
@@ -90,6 +109,16 @@ RUNS = (
         "T12, 100 features, 40 neurons",
         True,
     ),
+    RunSet("many", many("many"), 1, "T2, 100 features in 20 dimensions, five densities", True),
+    RunSet("untrained many", many("untrained_many", *UNTRAINED), 1, "placebo", True),
+    RunSet("one rarer", one_rarer("one_rarer"), 8, "T5, one of five features more or less often on", True),
+    RunSet("untrained rarer", one_rarer("untrained_rarer", *UNTRAINED), 2, "placebo", True),
+    RunSet("local bases", (cell("tms_local_bases", "local_bases"),), 4, "T9, two sets of ten", True),
+    RunSet(
+        "no sets", (cell("tms_local_bases", "no_sets", "task.group_size=1"),), 4, "placebo: the same, independent", True
+    ),
+    RunSet("motif", (cell("tms_motif", "motif"),), 16, "T13, |x| of 6 features by 10 neurons", True),
+    RunSet("untrained motif", (cell("tms_motif", "untrained_motif", *UNTRAINED),), 16, "placebo", True),
 )
 QUICK = (RUNS[0], RUNS[1])
 FIGURES = {
@@ -99,19 +128,30 @@ FIGURES = {
     "elhage_correlated": ("correlated", "anticorrelated", "three pairs"),
     "elhage_dynamics": ("dynamics",),
     "elhage_neurons": ("relu hidden", "absolute"),
+    "elhage_attacks": ("geometry",),
+    "elhage_many": ("many",),
+    "elhage_rarer": ("one rarer",),
+    "elhage_bases": ("local bases", "no sets"),
+    "elhage_motif": ("motif",),
+}
+# What is measured of some run sets besides what is measured of all.
+ALSO = {
+    "geometry": Vulnerability(),
+    "untrained": Vulnerability(),
+    "one rarer": FreshLoss(2**17),
+    "untrained rarer": FreshLoss(2**17),
+    "motif": Motifs(),
+    "untrained motif": Motifs(),
 }
 
 
 def measure(key: str, runs):
-    """Geometry, exact losses and weights of every run's last network along `run`, with density and seed beside; of the
-    dynamics the excess loss drop in windows with a jump."""
+    """Geometry, exact losses and weights (and ALSO) of every run's last network along `run`, with the density of the
+    first feature and the seed beside; of the dynamics the excess loss drop in windows with a jump."""
     if key == "dynamics":
         return xr.Dataset({"excess_drop": ("run", [jumps(run) for run in runs])})
-    rows = []
-    for run in runs:
-        end = [run.map(tool, run.steps[-1]).isel(step=0, drop=True) for tool in (Geometry(), ClosedForms())]
-        weights = run.map(NeuronWeights(), run.steps[-1]).isel(step=0, drop=True)
-        rows.append(xr.merge([*end, weights]))
+    tools = [Geometry(), ClosedForms(), NeuronWeights(), *([ALSO[key]] if key in ALSO else [])]
+    rows = [xr.merge([run.map(tool, run.steps[-1]).isel(step=0, drop=True) for tool in tools]) for run in runs]
     importances = [run.task.importance()[-1] / run.task.importance()[0] for run in runs]
     return xr.concat(rows, "run").assign(
         p=("run", [float(run.task.density()[0]) for run in runs]),
@@ -237,6 +277,98 @@ def purity_gap(key: str):
         return [float(ends[0].neuron_purity.mean() - ends[1].neuron_purity.mean())]
 
     return value
+
+
+def fewest_added(tables) -> list[float]:
+    """Of features with a norm above .5: how many come with each step to a sparser level, the smallest number."""
+    table = next(iter(tables.values())).sortby("p")
+    return [float(np.diff((table.norm.values > 0.5).sum(1)[::-1]).min())]
+
+
+def important_first(tables) -> list[float]:
+    """Share of pairs of a represented and another feature in which the first matters more, at the worst level."""
+    shares = []
+    for norm in next(iter(tables.values())).norm.values:  # features are in the order of importance
+        represented, others = np.flatnonzero(norm > 0.5), np.flatnonzero(norm <= 0.5)
+        shares.append((represented[:, None] < others).mean() if len(represented) and len(others) else np.nan)
+    return [float(np.min(shares))]
+
+
+def at_density(table, p: float):
+    """The run of the lowest fresh loss at this density of the first feature."""
+    runs = table.isel(run=np.isclose(table.p.values, p))
+    return runs.isel(run=int(np.argmin(runs.fresh_loss.values)))
+
+
+def two_digons_error(tables) -> list[float]:
+    """Largest distance of a D_i from 0 (the first feature) or 1/2, where the first is on least often."""
+    D = at_density(next(iter(tables.values())), FIRST_P[0]).dimensionality.values
+    return [float(abs(D - np.r_[0, [0.5] * 4]).max())]
+
+
+# Dimensionalities of a pentagon, and of two digons without the first feature.
+SHAPES = [xr.DataArray(D, dims="feature") for D in ([0.4] * 5, [0, 0.5, 0.5, 0.5, 0.5])]
+
+
+def crossing(tables) -> list[float]:
+    """Density of the first feature, as a share of that of the rest, below which two digons cost less than a pentagon.
+
+    Where both are found at a level, the lowest loss of each; between the two levels about the change of sign, by
+    straight lines in the logarithm. nan where neither or only one of them ever wins.
+    """
+    table = next(iter(tables.values()))
+    five, four = ((abs(table.dimensionality - D).max("feature") < 0.05).values for D in SHAPES)
+    at, gap = [], []
+    for p in FIRST_P:
+        level = np.isclose(table.p.values, p)
+        if (level & five).any() and (level & four).any():
+            loss = table.fresh_loss.values
+            at.append(np.log(p))
+            gap.append(loss[level & four].min() - loss[level & five].min())
+    gap = np.array(gap)
+    turns = np.flatnonzero((gap[:-1] < 0) & (gap[1:] > 0))
+    if len(turns) != 1:
+        return [np.nan]
+    i = turns[0]
+    return [float(np.exp(at[i] - gap[i] * (at[i + 1] - at[i]) / (gap[i + 1] - gap[i])) / PENTAGON)]
+
+
+def largest_jump(tables) -> list[float]:
+    """Largest change of the first feature's dimensionality between neighbouring densities, best run of each."""
+    table = next(iter(tables.values()))
+    D = [float(at_density(table, p).dimensionality[0]) for p in FIRST_P]
+    return [float(abs(np.diff(D)).max())]
+
+
+def set_cosine(which: str):
+    """Root mean square cosine of two features of one set, or of two sets, for every seed."""
+
+    def value(tables):
+        W = next(iter(tables.values())).neuron_weight.transpose("run", "feature", "neuron").values
+        unit = W / np.linalg.norm(W, axis=2, keepdims=True)
+        squares = (unit @ unit.transpose(0, 2, 1)) ** 2
+        first = np.arange(W.shape[1]) < W.shape[1] // 2
+        same = (first[:, None] == first) & ~np.eye(len(first), dtype=bool)
+        chosen = same if which == "same" else first[:, None] != first
+        return squares[:, chosen].mean(1) ** 0.5
+
+    return value
+
+
+def rise(tables) -> list[float]:
+    """Largest vulnerability over that of the dense model."""
+    table = next(iter(tables.values()))
+    return [float(table.vulnerability.max() / dense(table).vulnerability)]
+
+
+def follows(tables) -> list[float]:
+    """Rank correlation of vulnerability and features per dimension over the levels; nan where these do not differ."""
+    table = next(iter(tables.values()))
+    x, y = table.features_per_dimension.values, table.vulnerability.values
+    if np.ptp(x) < 1e-6:
+        return [np.nan]
+    ranks = [np.argsort(np.argsort(values)) for values in (x, y)]
+    return [float(np.corrcoef(ranks)[0, 1])]
 
 
 CLAIMS = (
@@ -431,5 +563,149 @@ CLAIMS = (
         lambda v: v > 0,
         needs=("absolute",),
         figure="computation in superposition",
+    ),
+    Claim(
+        "attack without superposition",
+        "Features that are always on: the best attack adds its own squared length to the squared error",
+        "1 (closed form)",
+        "derived",
+        "within 3 %",
+        lambda t: [float(dense(next(iter(t.values()))).vulnerability)],
+        lambda v: abs(v - 1) < 0.03,
+        needs=("geometry",),
+        placebos=("untrained",),
+        figure="adversarial vulnerability",
+    ),
+    Claim(
+        "attacks gain",
+        "... and as superposition sets in, more: largest vulnerability over that",
+        "more than 3",
+        "seen",
+        "> 3",
+        rise,
+        lambda v: v > 3,
+        needs=("geometry",),
+        placebos=("untrained",),
+        figure="adversarial vulnerability",
+    ),
+    Claim(
+        "attacks follow",
+        "Vulnerability goes with features per dimension, 1 / D*: rank correlation over 20 densities",
+        "closely tracks",
+        "seen",
+        "> .9",
+        follows,
+        lambda v: v > 0.9,
+        needs=("geometry",),
+        placebos=("untrained",),
+        figure="adversarial vulnerability",
+    ),
+    Claim(
+        "many, dense",
+        "100 features of falling importance that are always on: loss over that of keeping the twenty most important",
+        "1 (closed form)",
+        "derived",
+        "within 2 %",
+        lambda t: [float(dense(next(iter(t.values()))).loss_over_linear)],
+        lambda v: abs(v - 1) < 0.02,
+        needs=("many",),
+        placebos=("untrained many",),
+        figure="T2",
+    ),
+    Claim(
+        "many, sparse",
+        "... each rarer level represents more of them: fewest that are added from one of five levels to the next",
+        "more in superposition as sparsity rises",
+        "seen",
+        ">= 5",
+        fewest_added,
+        lambda v: v >= 5,
+        needs=("many",),
+        placebos=("untrained many",),
+        figure="T2",
+    ),
+    Claim(
+        "important first",
+        "... and the important ones: share of pairs in which the represented one matters more, worst level",
+        "the most important are represented",
+        "from memory",
+        "not judged",
+        important_first,
+        None,
+        needs=("many",),
+        figure="T2",
+    ),
+    Claim(
+        "rare feature",
+        "One of five features, a twentieth as often on as the rest, is dropped; they form two digons: largest error "
+        "of a D_i",
+        "two digons",
+        "seen",
+        "< .02",
+        two_digons_error,
+        lambda v: v < 0.02,
+        needs=("one rarer",),
+        placebos=("untrained rarer",),
+        figure="non-uniform superposition",
+    ),
+    Claim(
+        "losses cross",
+        "Pentagon and two digons are both reached; their losses cross once: where, as a share of the others' density",
+        "they cross: a first-order change",
+        "seen",
+        "between 1/20 and 1",
+        crossing,
+        lambda v: 0.05 < v < 1,
+        needs=("one rarer",),
+        placebos=("untrained rarer",),
+        figure="non-uniform superposition",
+    ),
+    Claim(
+        "jump of the rare feature",
+        "... so that its dimensionality jumps between neighbouring densities (from 0 to 2/5 at most)",
+        "discontinuous",
+        "seen",
+        "> .25",
+        largest_jump,
+        lambda v: v > 0.25,
+        needs=("one rarer",),
+        placebos=("untrained rarer",),
+        figure="non-uniform superposition",
+    ),
+    Claim(
+        "local bases",
+        "Two sets of ten features that come together, in ten dimensions: RMS cosine within a set",
+        "almost orthogonal",
+        "seen",
+        "< .05",
+        set_cosine("same"),
+        lambda v: v < 0.05,
+        needs=("local bases",),
+        placebos=("no sets",),
+        figure="local almost-orthogonal bases",
+    ),
+    Claim(
+        "local bases share",
+        "... and between the sets, which share all ten dimensions: that of any two orthonormal bases is 1 / sqrt 10",
+        ".316",
+        "derived",
+        "within 5 %",
+        set_cosine("other"),
+        lambda v: abs(v * 10**0.5 - 1) < 0.05,
+        needs=("local bases",),
+        placebos=("no sets",),
+        figure="local almost-orthogonal bases",
+    ),
+    Claim(
+        "motif",
+        "Computing |x| of six features: share of sixteen seeds with the asymmetric superposition motif",
+        "about half",
+        "replication",
+        "1/4 to 3/4",
+        lambda t: [float((next(iter(t.values())).n_motifs > 0).mean())],
+        lambda v: 0.25 <= v <= 0.75,
+        needs=("motif",),
+        placebos=("untrained motif",),
+        figure="asymmetric superposition motif",
     ),
 )

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from toylab.data import generator
+from toylab.errors import require
+from toylab.losses import loss_named
 from toylab.snapshot import Labelled, Snapshot, Stack
 
 
@@ -25,6 +28,33 @@ class Loss:
             right = (snap.logits.argmax(-1) == snap.batch.targets).double()
             result |= {f"{name}_accuracy": snap.mean(right, name) for name in snap.subsets()}
         return result
+
+
+@dataclass(frozen=True)
+class FreshLoss:
+    """fresh_loss: the training loss on `rows` fresh examples of a task that streams, with its fresh_loss_stderr.
+
+    The draw depends on `seed` alone, not on the run's: runs of one task are compared on the same examples, and tasks
+    that differ in their settings on the same random numbers. For choosing the better of two nearly equal minima, where
+    the held-out draws of two seeds differ by more than the losses. Domain: tasks with `sample`.
+    Known exactly: on the run's own held-out examples it is test_loss; any two models that compute the same have the
+    same. Null: a model that answers 0 has the mean square of the targets.
+    """
+
+    rows: int
+    seed: int = 0
+
+    def __post_init__(self):
+        require(self.rows >= 2, f"rows={self.rows}: at least 2")
+
+    def __call__(self, snap: Snapshot) -> dict[str, float]:
+        require(hasattr(snap.task, "sample"), f"{type(snap.task).__name__} has no fresh examples to draw")
+        batch = snap.task.sample(self.rows, generator(self.seed, "fresh"))
+        with torch.no_grad():
+            losses = loss_named(snap.loss)(snap.model(batch.inputs, read=batch.read), batch.targets)
+        weight = torch.ones_like(losses) if batch.weight is None else batch.weight.to(losses)
+        each = (weight * losses).flatten(1).sum(1) * len(losses) / (weight > 0).sum()
+        return {"fresh_loss": each.mean().item(), "fresh_loss_stderr": (each.std() / len(each) ** 0.5).item()}
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from toylab.data import generator
 from toylab.errors import UserError, require
 from toylab.interp.group_addition import neuron_frequencies
 from toylab.interp.sae import recovery
-from toylab.interp.sae.agreement import firing, latent_scores
+from toylab.interp.sae.agreement import beside_truth
 from toylab.interp.sae.dictionary import SAE
 from toylab.interp.sae.metrics import reconstruction
 from toylab.interp.sae.spec import SAESpec
@@ -143,19 +143,16 @@ class RecoveredFeatures(Dictionaries):
         on = (c != 0).to(x)
         matched = recovery.match(W, features, absolute=True)
         cosine = torch.zeros(len(W), len(features)).to(W).scatter(1, matched.feature, matched.cosine)
-        scores = [
-            latent_scores(firing(sae.encode(x), on), recovery.best_feature(sae.W_dec, features))
-            for sae in self.trained(snap)
-        ]
+        scores = [beside_truth(sae.encode(x), on, sae.W_dec, features) for sae in self.trained(snap)]
         d_sae, d = W.shape[1:]
         chance, _ = recovery.chance(lambda R: recovery.mcc(R, features), d_sae, d, generator(0, "chance"))
         return found | {
             "mcc": self._by_sae([*matched.cosine.mean(1)]),
-            "mmcs": self._by_sae([*recovery.mmcs(W, features)]),
+            "mmcs": self._by_sae([s.mmcs for s in scores]),
             "chance_mcc": chance,
             "chance_mmcs": recovery.chance_mmcs(d, d_sae),
-            "f1": self._by_sae([s.f1.mean() for s in scores]),
-            "chance_f1": self._by_sae([s.chance.mean() for s in scores]),
+            "f1": self._by_sae([s.latents.f1.mean() for s in scores]),
+            "chance_f1": self._by_sae([s.latents.chance.mean() for s in scores]),
             "feature_cosine": self._by_sae([*cosine], "feature"),
             "feature_direction": Labelled(features, ("feature", "d")),
         }

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from toylab.errors import UserError, one_of, require
+from toylab.interp.adversarial import linear_attack, reach, relu_attack, relu_bound
 from toylab.interp.superposition import (
     PHASES,
+    asymmetric_motifs,
     components,
     dimensionality,
     dims_per_feature,
@@ -172,6 +174,93 @@ class NeuronWeights:
         return {
             "neuron_weight": Labelled(W, ("feature", "neuron")),
             "neuron_purity": Labelled(purity, ("neuron",)),
+        }
+
+
+@dataclass(frozen=True)
+class Motifs:
+    """Asymmetric superposition in a model that computes |x|: motif [neuron], whether a neuron is part of one, and
+    n_motifs, of how many (feature, feature, neuron) it holds.
+
+    Definition, source, exact values and null: interp.superposition.asymmetric_motifs. `ratio`: how much more strongly
+    one feature is read and the other written; `cancelled`: the share of the interference that others inhibit.
+    """
+
+    ratio: float = 1.5
+    cancelled: float = 0.75
+
+    def __post_init__(self):
+        require(self.ratio > 1, f"ratio={self.ratio}: more than 1; symmetric superposition has 1")
+        require(0 < self.cancelled <= 1, f"cancelled={self.cancelled} is outside (0, 1]")
+
+    def __call__(self, snap: Snapshot) -> Numbers:
+        params = _params(snap)
+        require(
+            "W_2" in params, f"the motif is of kind absolute, with a W_1 and a W_2; this model has {', '.join(params)}"
+        )
+        found = asymmetric_motifs(matrix(params), matrix(params, "out"), self.ratio, self.cancelled)
+        return {"motif": Labelled(found.any(0).any(0), ("neuron",)), "n_motifs": float(found.sum())}
+
+
+@dataclass(frozen=True)
+class Vulnerability:
+    """What the best attack of a given size on the inputs does to the loss (Elhage et al. 2022, adversarial examples).
+
+    attack_size e           `size` times the mean length of the held-out inputs
+    clean_loss, attacked_loss   of the first `rows` held-out inputs: mean over features of importance x squared error
+    vulnerability           n (attacked_loss - clean_loss) / (e^2 max importance), with its vulnerability_stderr over
+                            inputs: the squared error that an attack adds, in units of its own squared length
+    vulnerability_bound     the same if every output could be attacked apart (interp/adversarial.py, relu_bound)
+    features_per_dimension  |W|_F^2 / m = 1 / D*
+    reach [feature]         the farthest that an attack of length 1 moves an output: |W_i|^2 / sqrt(D_i)
+
+    For a model without superposition (W W^T a projection, outputs on) vulnerability is exactly 1, so that it is
+    relative to such a model; for digons with b = 0 it is 2; for a tight frame of n unit vectors in m dimensions under a
+    linear model (n/m)^2. The attack is exact for `linear`, and the best found for `relu_out`, a lower bound.
+    Domain: `linear` and `relu_out` on identity targets. Invariant under rotation of the hidden space. Null: untrained
+    weights have a vulnerability too, as their errors are large and an attack can add to them; what training adds is
+    that it goes with features_per_dimension from density to density.
+    """
+
+    size: float = 0.1
+    rows: int = 256
+
+    def __post_init__(self):
+        require(self.size > 0, f"size={self.size}: more than 0; the paper's attacks are 0.1 of the mean input length")
+        require(self.rows >= 2, f"rows={self.rows}: at least 2")
+
+    def __call__(self, snap: Snapshot) -> Numbers:
+        params, kind = _params(snap), getattr(getattr(snap.model, "spec", None), "kind", type(snap.model).__name__)
+        W = matrix(params).double()
+        require(
+            kind in ("linear", "relu_out") and getattr(snap.task, "target", "identity") == "identity",
+            f"vulnerability is of models y = f(x W W^T + b) that return x: kind linear or relu_out, not {kind} "
+            f"on {snap.task!r}",
+        )
+        inputs = snap.batch.inputs[snap.rows("test")].double()
+        size, x = self.size * inputs.norm(dim=1).mean().item(), inputs[: self.rows]
+        weight = torch.ones(len(W)) if snap.batch.weight is None else snap.batch.weight[0]
+        A, b, weight = W @ W.mT, params["b"].detach().double(), weight.double()
+        y = x @ A + b
+        if kind == "linear":
+            clean = ((y - x).square() * weight).sum(1)
+            attacked = linear_attack(A, y - x, size, weight).error
+            bound = (((y - x).abs() + size * reach(A)).square() * weight).sum(1)
+        else:
+            clean = ((y.relu() - x).square() * weight).sum(1)
+            attacked = relu_attack(A, b, x, size, weight).error
+            bound = relu_bound(A, b, x, size, weight)
+        unit = size**2 * weight.max()
+        added = (attacked - clean) / unit
+        return {
+            "attack_size": size,
+            "clean_loss": clean.mean().item() / len(W),
+            "attacked_loss": attacked.mean().item() / len(W),
+            "vulnerability": added.mean().item(),
+            "vulnerability_stderr": (added.std() / len(x) ** 0.5).item(),
+            "vulnerability_bound": ((bound - clean) / unit).mean().item(),
+            "features_per_dimension": (1 / dims_per_feature(W)).item(),
+            "reach": Labelled(reach(A), ("feature",)),
         }
 
 

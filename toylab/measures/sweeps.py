@@ -15,7 +15,7 @@ from torch import Tensor
 
 from toylab.errors import UserError, require
 from toylab.interp.sae import recovery
-from toylab.interp.sae.agreement import firing, latent_scores, shrinkage
+from toylab.interp.sae.agreement import beside_truth
 from toylab.interp.sae.batch_topk import BatchTopK
 from toylab.interp.sae.dictionary import SAE
 from toylab.interp.sae.metrics import reconstruction
@@ -126,16 +126,15 @@ def _world(snap: Snapshot, measure: object) -> tuple[Tensor, Tensor, Tensor]:
 def _scores(sae: SAE, features: Tensor, x: Tensor, coefficients: Tensor) -> dict[str, float]:
     acts = sae.encode(x)
     rebuilt = reconstruction(x, sae.decode(acts), acts)
-    counts = firing(acts, coefficients)
-    latents = latent_scores(counts, recovery.best_feature(sae.W_dec, features))
+    found = beside_truth(acts, coefficients, sae.W_dec, features)
     return {
-        "mmcs": float(recovery.mmcs(sae.W_dec, features)),
-        "f1": float(latents.f1.mean()),
+        "mmcs": float(found.mmcs),
+        "f1": float(found.latents.f1.mean()),
         "explained_variance": float(rebuilt.explained_variance),
         "l0": float(rebuilt.l0),
         "dead": float(rebuilt.dead),
         "length": float(rebuilt.shrinkage),
-        "kept": float(shrinkage(counts, sae.W_dec, features).value.nanmean()),
+        "kept": float(found.shrinkage.value.nanmean()),
     }
 
 

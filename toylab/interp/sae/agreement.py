@@ -1,7 +1,7 @@
 """Firing against the truth: do the latents fire when their features do, and as strongly?
 
 1. `firing(acts, coefficients)` -> `Firing`: joint counts and sums over one batch; a + b is both batches. From it
-   `latent_scores` (precision, recall, F1, accuracy), `shrinkage` and `absorption`.
+   `latent_scores` (precision, recall, F1, accuracy), `shrinkage` and `absorption`; `beside_truth` is the usual set.
 2. `latent_auroc`, `best_latent_auroc`: by exact ranks, so on one set of rows held in memory.
 3. `sparse_probing`: how well k latents tell a label, beside its controls.
 
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from toylab.errors import require
 from toylab.interp import probe_scores, probes, sparse_probes
-from toylab.interp.sae.recovery import best_latent
+from toylab.interp.sae.recovery import best_feature, best_latent, mmcs
 
 # --- Counts -----------------------------------------------------------------------------------------------------------
 
@@ -137,6 +137,34 @@ def shrinkage(
     independent = counts.acts.gather(-1, latent) * counts.sizes / counts.n
     energy = torch.where(counts.energy > 0, counts.energy, torch.nan)
     return Shrinkage(gain * cross / energy, gain * independent / energy)
+
+
+@dataclass(frozen=True, eq=False)
+class BesideTruth:
+    """What is said of every dictionary whose world is known: counts, each latent's scores for the feature nearest to
+    it, mean max cosine (signed), and the share of each feature's amplitude that is written."""
+
+    counts: Firing
+    latents: LatentScores
+    mmcs: Float[Tensor, "*sae"]
+    shrinkage: Shrinkage
+
+
+def beside_truth(
+    acts: Float[Tensor, "*sae n d_sae"],
+    coefficients: Float[Tensor, "n n_features"],
+    W_dec: Float[Tensor, "*sae d_sae d"],
+    features: Float[Tensor, "n_features d"],
+) -> BesideTruth:
+    """The one scorer of leaderboards, sweeps and dictionaries through training.
+
+    Domain and errors: as `firing`. Exact: the features with their own coefficients have mmcs 1, F1 1 and shrinkage 1.
+    Null: LatentScores.chance and Shrinkage.chance are the same with the rows permuted, recovery.chance_mmcs is for
+    random directions.
+    """
+    counts = firing(acts, coefficients)
+    latents = latent_scores(counts, best_feature(W_dec, features))
+    return BesideTruth(counts, latents, mmcs(W_dec, features), shrinkage(counts, W_dec, features))
 
 
 @dataclass(frozen=True, eq=False)

@@ -131,9 +131,9 @@ def _row(
     name: str, W_dec: Tensor, acts: Tensor, recon: Tensor, x: Tensor, c: Tensor, world: World
 ) -> dict[str, float | str]:
     truth, edges = world.dictionary(), world.edges()
-    rebuilt, counts = reconstruction(x, recon, acts), agreement.firing(acts, c)
-    scores = agreement.latent_scores(counts, recovery.best_feature(W_dec, truth))
-    gaps = agreement.absorption(counts, edges, recovery.best_latent(W_dec, truth)).gap
+    rebuilt, found = reconstruction(x, recon, acts), agreement.beside_truth(acts, c, W_dec, truth)
+    scores = found.latents
+    gaps = agreement.absorption(found.counts, edges, recovery.best_latent(W_dec, truth)).gap
     halves = data.generator(0, "auroc halves")  # the same for every dictionary
     values: dict[str, Any] = {
         "n": len(x),
@@ -141,7 +141,7 @@ def _row(
         "l0": rebuilt.l0,
         "explained_variance": rebuilt.explained_variance,
         "dead": rebuilt.dead,
-        "mmcs": recovery.mmcs(W_dec, truth),
+        "mmcs": found.mmcs,
         "chance_mmcs": recovery.chance_mmcs(truth.shape[1], len(W_dec)),
         "mcc": recovery.mcc(W_dec, truth),
         "uniqueness": recovery.uniqueness(W_dec, truth),
@@ -151,7 +151,7 @@ def _row(
         "precision": scores.precision.mean(),
         "recall": scores.recall.mean(),
         "auroc": agreement.best_latent_auroc(acts, c, halves).auroc.nanmean(),
-        "shrinkage": agreement.shrinkage(counts, W_dec, truth).value.nanmean(),
+        "shrinkage": found.shrinkage.value.nanmean(),
         "absorption": gaps.nanmean(),
     }
     return {"name": name} | {key: float(value) for key, value in values.items()}
