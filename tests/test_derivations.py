@@ -5,14 +5,19 @@ import math
 import pytest
 import torch
 
+from toylab.cli.figure import figure_module
 from toylab.data import generator
 from toylab.errors import UserError
+from toylab.experiment import Experiment, TrainSpec
 from toylab.measures.derivations import ANSWERS, NextSteps, StepChecks
 from toylab.models.transformer import TransformerSpec
+from toylab.optim import OptimSpec
+from toylab.runs import RunGroup
 from toylab.snapshot import Snapshot
 from toylab.taps import Tapped, no_tap
 from toylab.tasks.miu import EOS, THEN, TOKENS, MIUSteps
 from toylab.tasks.miu_system import successors
+from toylab.train import train
 
 VALIDITY = MIUSteps("validity", (2, 6), 9, n_test=400)
 DERIVATION = MIUSteps("derivation", (2, 5), 7, steps=2, n_test=60)
@@ -152,3 +157,19 @@ def test_measures_say_which_task_they_are_for():
         NextSteps(strings=("MA",))
     with pytest.raises(UserError, match="'IU' does not begin with M"):
         NextSteps(strings=("IU",))
+
+
+def test_the_figure_shows_both_formats(tmp_path):
+    """From two tiny runs; every line of both formats is drawn from finite numbers."""
+    tiny = TransformerSpec(1, 2, 8, 4, 16)
+    optim, spec = OptimSpec("adamw", 1e-3, 0.0), TrainSpec(4, ("every:2",), batch_size=8)
+    paths = []
+    for task in (MIUSteps("validity", (2, 5), 7, n_test=60), DERIVATION):
+        e = Experiment(f"miu_{task.format}", 0, task, tiny, optim, "cross_entropy", spec)
+        paths.append(train(e, tmp_path / task.format, progress=False).path)
+    module = figure_module("mu_steps")
+    table = module.compute(RunGroup(paths))
+    assert table.rule_accuracy.dims == ("seed", "step", "answer")
+    assert table[["legal", "theorem", "p_mu"]].notnull().all()
+    checks, steps, mu = module.draw(table).axes
+    assert [len(ax.get_legend().get_texts()) for ax in (checks, steps, mu)] == [5, 2, 2]
