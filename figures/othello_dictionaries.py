@@ -5,8 +5,8 @@ Left: the share of the network's loss that does not come back when the dictionar
 better; of what putting the mean there loses). Middle: coverage, the F1 of the best single latent for a square, mean
 over squares. Right: reconstruction, F1 of boards put together from latents that are almost never wrong. Horizontal
 lines are the controls: neurons of the same block, the moves themselves, a dictionary of an untrained network, and
-chance. A dictionary that does not lie above neurons and moves has not found squares, however little loss it costs; note
-that the kinds that are best by one score need not be by another.
+(thin, black) chance. A dictionary that does not lie above neurons and moves has not found squares, however little loss
+it costs; note that the kinds that are best by one score need not be by another.
 """
 
 import xarray as xr
@@ -39,9 +39,9 @@ def draw(table):
     for name, style in CONTROLS.items():
         for ax, score in ((coverage, "coverage"), (rebuilt, "reconstruction")):
             ax.axhline(float(table[f"control_{score}"].sel(features=name)), color=GREY, ls=style, lw=1, label=name)
-    coverage.axhline(float(table.control_chance), color=GREY, lw=0.5)
+    coverage.axhline(float(table.control_chance), color="black", lw=0.6)
     loss.set(title="loss not recovered", xlabel="L0", xscale="log", yscale="log")
     coverage.set(title="coverage of squares", xlabel="L0", xscale="log", ylim=(0, 1))
-    rebuilt.set(title="boards rebuilt", xlabel="L0", xscale="log", ylim=(0, 1))
+    rebuilt.set(title="boards rebuilt", xlabel="L0", xscale="log", ylim=(0, None))
     figure.legend(*rebuilt.get_legend_handles_labels(), loc="outside upper center", ncols=8, fontsize=7)
     return figure

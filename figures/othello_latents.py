@@ -1,11 +1,12 @@
 """Dictionaries block by block and through training, and what single latents stand for.
 
-Top left: coverage (solid) and reconstruction (dashed) of squares by a dictionary of every block, beside the neurons of
-that block and, dotted, a dictionary of an untrained network. Top right: the same scores of the middle block's
-dictionary over the games seen: do latents become squares when the network learns the board? Bottom: the six latents
-that tell one square best; every board shows how much likelier each square is mine (red) or theirs (blue) when that
-latent is on than otherwise; the frame marks the square it tells, above it the F1. A latent of one square is one dark
-cell; one that also colours a line or a corner stands for a pattern of discs, or for a stage of the game.
+Top left: coverage (solid) and reconstruction (dashed) of squares by a dictionary of every block (green), the neurons of
+that block (orange), the moves themselves (blue) and a dictionary of an untrained network (grey). Top right: the same
+scores for the middle block over the games seen: do latents become squares while the network learns the board? Green
+must lie above orange and blue to have found squares. Bottom: the six latents that tell one square best; every board
+shows how much likelier each square is mine (red) or theirs (blue) when that latent is on than otherwise; the frame
+marks the square it tells, above it the F1. A latent of one square is one dark cell; one that also colours a line stands
+for a pattern: a disc just placed, and those that it turned over.
 """
 
 import numpy as np
@@ -50,6 +51,7 @@ def draw(table):
             training.plot(one.games, one[score], style, marker="o", ms=3, color=color, label=f"{name}, {score}")
     blocks.set(title="at the end", xlabel="after block", xticks=list(layers), ylim=(0, 1))
     training.set(title="middle block, through training", xlabel="games seen", xscale="symlog")
+    training.set_xlim(0, 1.5 * float(table.games.max()))
     top.legend(*training.get_legend_handles_labels(), loc="outside upper center", ncols=4, fontsize=6)
     n = round(table.sizes["square"] ** 0.5)
     for i, ax in enumerate(bottom.subplots(1, table.sizes["latent"])):

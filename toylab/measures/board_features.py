@@ -219,7 +219,8 @@ class BoardSweep:
     ablation: "zero" as in the paper, or "mean", which leaves less to recover and so is the harder one.
 
     labels="shuffled" as in BoardDictionary, which has the controls (neurons, moves, an untrained network). Known
-    exactly: a dictionary that is the identity recovers 1. Karvonen et al. 2024, Fig. 3.
+    exactly: a dictionary that is the identity recovers 1. Karvonen et al. 2024, Fig. 3. Cost: 33 s on one
+    core for one kind (BatchTopK, 128 dimensions) with batches of 1,024 and 1,000 games; the sizes here are smaller.
     """
 
     layer: int

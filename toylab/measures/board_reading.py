@@ -207,7 +207,7 @@ class SquareMap:
 
     Known exactly: for a network that holds the board as orthogonal directions, `means` draws the map of `board`, and
     cosines of `probe` are 0 off the diagonal. Li et al. 2023, Fig. 7 (class vectors of a non-linear probe, there in
-    three dimensions); Nanda et al. 2023 (cosines).
+    three dimensions); Nanda et al. 2023 (cosines). Cost: 1 s on one core.
     """
 
     penalty: float = 0.1
@@ -291,7 +291,7 @@ class ReadingOrder:
 
     Nanda et al. 2023, section 5 ("MoveFirst"). Known exactly: a network that holds its board from the first block on
     and plays by it is all "same block". The lens is blind to moves that are held in another basis, so "board first" may
-    mean "not yet written out". An untrained network is all "neither".
+    mean "not yet written out". An untrained network is all "neither". Cost: half a second.
     """
 
     penalty: float = 0.1
@@ -331,7 +331,7 @@ class FlippedDiscs:
     everywhere, 2r / (1 + r) at rate r. Squares that are never turned (corners) are left out.
 
     Nanda et al. 2023, section 5 (74.8 to 97.1 % by block at 8 x 8). Probes are LDA, which knows how rare flips are.
-    Known exactly: 1 where the stream holds the flips themselves; shuffled flips are at `always` or below.
+    Known exactly: 1 where the stream holds the flips themselves; shuffled flips are at `always` or below. Cost: 1.3 s.
     """
 
     penalty: float = 1e-3
