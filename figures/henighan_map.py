@@ -1,10 +1,9 @@
 """From memorised samples to features, over numbers of samples and hidden sizes (Henighan et al. 2023, reduced).
 
-Left: held-out loss over training samples T (across) and hidden dimensions m (up), in units of the loss of the answer 0;
-above 1 (red) a model does worse than to say nothing. From left to right: few samples are memorised, and say nothing of
-others; then a ridge, where memorising gives way; then features are learned, the more the larger m. Ringed: the worst T
-of each m. Right: the same as curves (full), with the training loss (dashed): the bump of the first is where the second
-leaves zero. Look for the bump at every m; where it is depends on the optimisation.
+Left: held-out loss over training samples T (across) and hidden dimensions m (up), in units of the loss of the answer 0:
+above 1 (red) a model does worse than to say nothing. Ringed: the worst T of each m. Right: the same as curves (full),
+with the training loss (dashed). Look for where the dashed lines leave zero: the more dimensions, the more samples are
+memorised. Only the narrowest model has a bump there; the wider ones, after this short training, have none to speak of.
 """
 
 import numpy as np
@@ -37,7 +36,7 @@ def draw(table):
     reach = max(0.1, float(np.abs(loss - 1).max()))
     image = left.imshow(loss, cmap="RdBu_r", vmin=1 - reach, vmax=1 + reach, origin="lower", aspect="auto")
     for (i, j), value in np.ndenumerate(loss):
-        left.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7)
+        left.text(j, i, f"{value:.2f}", ha="center", va="center", fontsize=7, color="white" if value < 0.8 else "black")
     left.plot(loss.argmax(1), np.arange(len(m)), "o", mfc="none", color="black", ms=20)
     left.set_xticks(np.arange(len(T)), [str(t) for t in T])
     left.set_yticks(np.arange(len(m)), [str(k) for k in m])
@@ -51,5 +50,5 @@ def draw(table):
     right.set(xscale="log", xlabel="training samples T", title="held-out loss; dashed: training", ylim=(0, None))
     right.set_xticks(T, [str(t) for t in T])
     right.minorticks_off()
-    right.legend(fontsize=7.5, loc="lower left", bbox_to_anchor=(0.0, 0.12))
+    right.legend(fontsize=7.5, loc="center left", bbox_to_anchor=(0.0, 0.6))
     return figure

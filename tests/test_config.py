@@ -18,12 +18,14 @@ from toylab.config import build, convert, find_target, flatten, to_node
 from toylab.data import Task
 from toylab.errors import UserError
 from toylab.experiment import Experiment, Stop, TrainSpec
+from toylab.models.superposition import SuperpositionSpec
 from toylab.models.transformer import TransformerSpec
 from toylab.optim import OptimSpec
 from toylab.snapshot import Snapshot
 from toylab.taps import Tapped
 from toylab.tasks.modular import ModularArithmetic
 from toylab.tasks.othello import Othello
+from toylab.tasks.superposition import SparseFeatures
 
 CONF = Path(__file__).parent.parent / "conf"
 
@@ -107,6 +109,7 @@ WORLDS = (
     ("hidden_markov", TINY),
     ("in_context_markov", TINY),
     ("sparse_features", spec_of("model", "superposition")),
+    (SparseFeatures(6, 0.7, 0.8, target="abs", n_test=50), SuperpositionSpec("absolute", 10)),
     ("fixed_samples", spec_of("model", "superposition")),
     (Othello(n=4, sampling="moves", n_test=40, held_out=0.2, held_out_plies=6), TINY),
     ("miu_prefix", TINY),

@@ -135,8 +135,9 @@ def understood(tables) -> list[float]:
 
 
 def bump_of_all(tables) -> list[float]:
-    """Largest held-out loss over that at the most samples, at the hidden size where this is smallest."""
-    return [float(min(loss[:-1].max() / loss[-1] for loss in curves(tables, "test_loss")))]
+    """Largest held-out loss between the ends over the larger of those at the ends, at the hidden size where this is
+    smallest."""
+    return [float(min(loss[1:-1].max() / max(loss[0], loss[-1]) for loss in curves(tables, "test_loss")))]
 
 
 def moves(tables) -> list[float]:
@@ -218,12 +219,12 @@ CLAIMS = (
     ),
     Claim(
         "map, bump",
-        f"... held-out loss has a bump: its largest value over that at {MAP_SAMPLES[-1]}, where this is smallest",
+        "... held-out loss has a bump between few and many: its top over the larger of the ends, where this is least",
         "double descent at every size",
         "seen",
-        "> 1.05",
+        "> 1.02",
         bump_of_all,
-        lambda v: v > 1.05,
+        lambda v: v > 1.02,
         needs=map_keys("map", *WIDTHS),
         figure="over T and m",
     ),
