@@ -545,11 +545,11 @@ class Run:
 def _by_block(
     model, run: Run, source: Tensor, site: str, layer: int, axes: str, read: tuple[int, ...] | None
 ) -> Iterator[Chunk]:
-    """Chunk by chunk, in a model with blocks, by facts (a) to (d) above.
+    """Chunk by chunk, in a model with blocks, by facts (a) to (e) above.
 
     1. One cell per combination of the cell axes other than the query axis: streams after the block, by vmap.
     2. If the query axis is a cell axis, a stream per position: the unpatched stream with that position exchanged.
-    3. The rest of the model from the next block on.
+    3. That position through the next block (`OnePosition`), and the rest of the model.
     """
     before, full = run.resid[layer], site_name(site, layer)
     cell_axes = [name for name in axes.split() if name != "layer"]
