@@ -1,13 +1,17 @@
 """Claims: a verdict follows from the numbers of the seeds and of the placebos, and nothing is hidden."""
 
+import contextlib
 import json
 import math
+from pathlib import Path
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
 import xarray as xr
 
 from toylab.claims import Claim, RunSet, first_step, judge, last, markdown, results, shown, tally
+from toylab.cli.paper import paper_module
 from toylab.errors import UserError
 
 
@@ -113,3 +117,18 @@ def test_helpers_of_papers_respect_each_seeds_own_steps():
     assert last(values).tolist() == [2.0, 4.0]
     assert first_step(values >= 2).tolist() == [5.0, 10.0]
     assert first_step(values.T >= 4).tolist() == [math.inf, 20.0]
+
+
+PAPERS = sorted(path.parent.name for path in (Path(__file__).parent.parent / "paper_repro").glob("*/claims.py"))
+
+
+@pytest.mark.parametrize("paper", PAPERS)
+def test_claims_read_no_run_set_that_they_do_not_name(paper):
+    """A formula that is given what its claim names, and stand-ins for the tables, misses none. And all names exist."""
+    module = paper_module(paper)
+    keys = {s.key for sets in (module.RUNS, module.QUICK) for s in sets}
+    for claim in module.CLAIMS:
+        assert {*claim.needs, *claim.placebos} <= keys, claim.key
+        # What else a stand-in cannot do ends the formula, after the tables were asked for; a missing table fails here.
+        with contextlib.suppress(TypeError, ValueError, AttributeError, IndexError, ZeroDivisionError):
+            list(claim.value({key: MagicMock() for key in claim.needs}))

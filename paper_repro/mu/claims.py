@@ -471,6 +471,7 @@ CLAIMS = (
         "not judged",
         lambda t: last(t["derivation"].p_mu.sel(string="MIII")),
         None,
+        needs=("derivation",),
         figure="mu_steps",
     ),
     Claim(
