@@ -1,10 +1,11 @@
 """Rules without the invariant: networks that check steps, and networks that take them.
 
-Left: which rule leads from s to t, accuracy for every rule and for pairs that are no step; R3 (III to U, anywhere)
-comes last. Middle: steps that a network takes itself from held-out theorems: the share that is legal, and the share
-that leads to a theorem (grey: two strings in three are theorems anyway). Right: how probable MU is as the next string.
-After theorems its true probability is 0; after MIII, which is no theorem and in no training derivation, R3 leads to MU
-and the rules give 1/3 (dotted). Lines are medians, faint lines single seeds.
+Left: which rule leads from s to t, accuracy for every rule and for pairs that are no step, which is all that a network
+says at first; R3 (III to U, anywhere) is among the last. Middle: steps that a network takes itself from held-out
+theorems: the share that is legal, and the share that leads to a theorem (grey: two strings in three are theorems
+anyway). Right: how probable MU is as the next string. After theorems its true probability is 0; after MIII, which is no
+theorem and in no training derivation, R3 leads to MU and the rules give 1/3 (dotted). Lines are medians, faint lines
+single seeds.
 """
 
 import xarray as xr
@@ -39,8 +40,9 @@ def draw(table):
     band(mu, table[["p_mu"]].sel(string="MIII"), "p_mu", RED, "MIII")
     mu.axhline(float(table.mu_law.sel(string="MIII").max()), color=RED, lw=0.9, ls=":")
     for ax, title in ((checks, "accuracy by rule"), (steps, "its own steps"), (mu, "P(MU) as the string after")):
-        ax.set(title=title, xscale="symlog", xlabel="step", xlim=(0, int(table.step.max())))
+        ax.set(title=title, xscale="log", xlabel="step", xlim=(8, int(table.step.max())))
         ax.legend(fontsize=7)
+    mu.set_ylim(-0.01, 0.42)
     for ax in (checks, steps):
         ax.set_ylim(-0.02, 1.02)
     return figure
