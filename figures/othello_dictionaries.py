@@ -39,9 +39,10 @@ def draw(table):
     for name, style in CONTROLS.items():
         for ax, score in ((coverage, "coverage"), (rebuilt, "reconstruction")):
             ax.axhline(float(table[f"control_{score}"].sel(features=name)), color=GREY, ls=style, lw=1, label=name)
-    coverage.axhline(float(table.control_chance), color="black", lw=0.6)
+    chance = coverage.axhline(float(table.control_chance), color="black", lw=0.6)
     loss.set(title="loss not recovered", xlabel="L0", xscale="log", yscale="log")
     coverage.set(title="coverage of squares", xlabel="L0", xscale="log", ylim=(0, 1))
     rebuilt.set(title="boards rebuilt", xlabel="L0", xscale="log", ylim=(0, None))
-    figure.legend(*rebuilt.get_legend_handles_labels(), loc="outside upper center", ncols=8, fontsize=7)
+    handles, labels = rebuilt.get_legend_handles_labels()
+    figure.legend([*handles, chance], [*labels, "chance"], loc="outside upper center", ncols=8, fontsize=7)
     return figure

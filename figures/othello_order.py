@@ -36,11 +36,11 @@ def draw(table):
     plies = np.arange(table.sizes["ply"])
     order.stackplot(plies, table.by_ply.values, colors=[COLORS[name] for name in ORDERS], labels=ORDERS)
     order.set(title="which is right first", xlabel="ply", ylim=(0, 1), xlim=(0, plies[-1]))
-    order.legend(fontsize=6, loc="upper center")
+    order.legend(fontsize=6, loc="center right", frameon=True, framealpha=0.9)
     flips.plot(layers, table.f1, "o-", color=GREEN, ms=3, label="network")
     flips.plot(layers, table.untrained, "o--", color=GREY, ms=3, label="untrained")
     flips.axhline(float(table.moves), color=PURPLE, lw=1, label="moves alone")
     flips.axhline(float(table.always), color=GREY, lw=1, ls=":", label="always yes")
-    flips.set(title="discs just turned, F1", xlabel="after block", xticks=list(layers), ylim=(0, 1))
+    flips.set(title="discs just turned, F1", xlabel="after block", xticks=list(layers), ylim=(0, 1.25))
     flips.legend(fontsize=7)
     return figure

@@ -31,7 +31,7 @@ def draw(table):
         by_layer.plot(layers, one.accuracy, "o-", color=color, ms=3, label=frame)
         by_layer.axhline(float(one.controls.max()), color=color, ls=":", lw=1)
     by_layer.set(title="accuracy", xlabel="after block", xticks=list(layers))
-    by_layer.legend(fontsize=7)
+    by_layer.legend(fontsize=7, loc="center left", bbox_to_anchor=(0, 0.33))
     shades = [GREY, BLUE, ORANGE, GREEN]
     for layer in layers:
         color = shades[layer % 4]
