@@ -10,11 +10,13 @@ of each counts. --cpu counts processor seconds: with --threads 1 a busy machine 
 bfloat16: `peer standard bf16` is the module under autocast. It pays where lscpu lists amx_bf16 or avx512_bf16; without
 them it is slower. --recovery trains it in both precisions on 128 known features in 64 dimensions, and once more in
 float32 on other data, and shows how much of the dictionary each finds (MMCS, with that of random directions).
-The peer steps as SAELens does (forward, backward, parallel gradient removed, Adam, rows renormalised).
+The peer steps as SAELens does (forward, backward, parallel gradient removed, Adam, rows renormalised). Rows of
+dictionary_learning's own trainers appear where that library is installed.
 """
 
 import argparse
 import time
+from functools import partial
 
 import torch
 from torch import nn
@@ -64,6 +66,18 @@ class Peer(nn.Module):
             g -= (g * W).sum(1, keepdim=True) * W
             self.optimiser.step()
             W /= W.norm(dim=1, keepdim=True)
+
+
+def library_trainers(d, M, k, steps=10**6):
+    """name -> one update of a trainer of dictionary_learning on a batch; none where the library is absent."""
+    try:
+        from dictionary_learning.trainers.standard import StandardTrainer
+        from dictionary_learning.trainers.top_k import TopKTrainer
+    except ImportError:
+        return {}
+    shape = {"activation_dim": d, "dict_size": M, "layer": 0, "lm_name": "", "device": "cpu", "seed": 0}
+    made = {"standard": StandardTrainer(steps, lr=3e-4, **shape), "topk": TopKTrainer(steps, k=k, **shape)}
+    return {f"dictionary_learning {name}": partial(trainer.update, 1) for name, trainer in made.items()}
 
 
 def limit(d, M, B):
@@ -146,6 +160,8 @@ def compare(d, M, B, k, steps, options):
     runs = {name: (t.advance, len(ours[name])) for name, t in trainers.items()}
     for name, peer in (("standard", Peer(d, M)), ("topk", Peer(d, M, k)), ("standard bf16", Peer(d, M, bf16=True))):
         runs[f"peer {name}"] = (lambda peer=peer: peer.step(stream.next(B)[0]), 1)
+    for name, update in library_trainers(d, M, k).items():
+        runs[name] = (lambda update=update: update(stream.next(B)[0]), 1)
     runs["matmul limit"] = (limit(d, M, max(B, 256)), 1)
     if options.only:
         runs = {name: run for name, run in runs.items() if name in (*options.only, "matmul limit")}
