@@ -610,7 +610,7 @@ def _finish(
         return outputs
     past = None
     if held[0] and layer < model.n_layers:
-        past = [tuple(t[:, : held[0]].repeat(n_cells, 1, 1, 1) for t in kv) for kv in run.past]
+        past = [tuple(t[:, : held[0]] for t in kv) for kv in run.past]
     every = later == list(range(streams.shape[2]))
     new = model.forward_from(layer, streams.flatten(0, 1), read=None if every else tuple(later), past=past)
     new = new.unflatten(0, streams.shape[:2])

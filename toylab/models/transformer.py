@@ -189,7 +189,8 @@ class Transformer(Tapped):
 
         read: only these positions, for which the last block needs no other queries (as in `forward_at`).
         past: keys (after rotation) and values of every layer at the positions before those of `resid`, which in a
-        causal model do not depend on it. `read` then counts from the first position of `resid`.
+        causal model do not depend on it. `read` then counts from the first position of `resid`. With fewer rows than
+        `resid` they serve its rows in turn.
         """
         past = past or [None] * self.n_layers
         if read is None:
@@ -226,7 +227,7 @@ class Transformer(Tapped):
             q = tap("rot_q", layer, rotate(q, self.spec.rotary_base, start))
             k = tap("rot_k", layer, rotate(k, self.spec.rotary_base, start))
         if past is not None:
-            k, v = torch.cat([past[0], k], 1), torch.cat([past[1], v], 1)
+            k, v = behind(past[0], k), behind(past[1], v)
         scores = torch.einsum("bqhe,bkhe->bhqk", q, k) / self.attn_scale
         if self.spec.attention == "causal":
             scores = scores.masked_fill(causal_mask(k.shape[1], q.device)[-q.shape[1] :], -torch.inf)
@@ -382,7 +383,7 @@ class Transformer(Tapped):
             k = rotate(k, self.spec.rotary_base, start)
         else:
             q = per_head(x[:, at], self.W_Q[layer], self._bias("Q", layer))
-        return (q, k, v) if past is None else (q, torch.cat([past[0], k], 1), torch.cat([past[1], v], 1))
+        return (q, k, v) if past is None else (q, behind(past[0], k), behind(past[1], v))
 
     def _attend_by_lookup(self, tokens: Tensor, at: int) -> tuple[Tensor, Tensor, Tensor]:
         """The same three for a one-layer model and one read position, from tables over (position, token).
@@ -499,6 +500,12 @@ def per_head(x: Tensor, W: Tensor, b: Tensor | None) -> Tensor:
         return out if b is None else out + b
     joined = affine(x, W.transpose(0, 1).flatten(1), None if b is None else b.flatten())
     return joined.unflatten(-1, (W.shape[0], W.shape[2]))
+
+
+def behind(past: Float[Tensor, "some pos head d_head"], new: Float[Tensor, "batch q head d_head"]) -> Tensor:
+    """Keys or values of all positions [batch, pos + q, head, d_head]; row i of the past serves rows i, i + some, ..."""
+    each = new.unflatten(0, (-1, len(past)))
+    return torch.cat([past.expand(len(each), -1, -1, -1, -1), each], 2).flatten(0, 1)
 
 
 def softmax(scores: Tensor) -> Tensor:
