@@ -8,35 +8,14 @@ from __future__ import annotations
 import numpy as np
 import xarray as xr
 
-from toylab.claims import Claim, RunSet, last
+from toylab.claims import Claim, last
+from toylab.cli.paper import paper_module
 from toylab.measures.board import BoardProbes, Interventions, LegalMoves, Saliency
 
-
-def sized(name: str, layers: int, width: int, *overrides: str) -> tuple[str, ...]:
-    """The 6 x 6 experiment at another size, under its own name."""
-    shape = (f"model.n_layers={layers}", f"model.d_model={width}", f"model.n_heads={width // 32}")
-    return ("experiment=othello_6x6", f"name='othello_{name}'", *shape, f"model.d_mlp={4 * width}", *overrides)
-
-
-SHORT = (
-    "train.precision=float32",
-    "optim.lr=2e-3",
-    "optim.warmup=200",
-    "train.steps=1200",
-    "train.batch_size=128",
-    "train.eval_every=300",
-    "train.checkpoints=['log:8']",
-)
-STOPPED = "train.steps=60", "train.eval_every=60", "train.checkpoints=[]", "optim.warmup=10"
-# The same runs as nanda2023othello: they are trained once.
-RUNS = (
-    RunSet("main", (("experiment=othello_6x6",),), about="4 layers of 192, 2,048,000 games"),
-    RunSet("stopped early", (sized("early", 4, 192, *STOPPED),), about="placebo: 3,840 games"),
-)
-QUICK = (
-    RunSet("main", (sized("quick", 2, 64, *SHORT),), about="2 layers of 64, 150,000 games"),
-    RunSet("stopped early", (sized("quick_early", 2, 64, *SHORT, *STOPPED),), about="placebo: 8,000 games"),
-)
+# The runs of nanda2023othello, where their sizes are said: they are trained once.
+SHARED = paper_module("nanda2023othello")
+RUNS = tuple(s for s in SHARED.RUNS if s.key in ("main", "stopped early"))
+QUICK = SHARED.QUICK
 FIGURES = {
     "othello_game": ("main",),
     "othello_learning": ("main",),
@@ -56,18 +35,13 @@ UNNATURAL = Interventions(change="unnatural", operators=("gradient",), hidden=64
 def measure(key: str, runs):
     """Moves through training; MLP and linear probes by colour, edits through MLP probes and saliency at the end."""
     ends = [
-        prefixed("mlp_", at_the_end(runs, MLP)[["accuracy"]]),
-        at_the_end(runs, LINEAR),
-        at_the_end(runs, NATURAL)[["best_error", "null_persistence"]].isel(later=0),
-        prefixed("unnatural_", at_the_end(runs, UNNATURAL)[["best_error", "null_persistence"]].isel(later=0)),
-        at_the_end(runs, Saliency(first_layer=1)),
+        prefixed("mlp_", SHARED.at_the_end(runs, MLP)[["accuracy"]]),
+        SHARED.at_the_end(runs, LINEAR),
+        SHARED.at_the_end(runs, NATURAL)[["best_error", "null_persistence"]].isel(later=0),
+        prefixed("unnatural_", SHARED.at_the_end(runs, UNNATURAL)[["best_error", "null_persistence"]].isel(later=0)),
+        SHARED.at_the_end(runs, Saliency(first_layer=1)),
     ]
     return xr.merge([runs.map(LegalMoves()), *ends], compat="no_conflicts", join="outer")
-
-
-def at_the_end(runs, tool):
-    """A tool at the last checkpoint of every run, along `seed`."""
-    return runs.join([run.map(tool, run.steps[-1]).isel(step=0, drop=True) for run in runs])
 
 
 def prefixed(prefix: str, table):

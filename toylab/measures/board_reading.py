@@ -326,7 +326,7 @@ class ReadingOrder:
 class FlippedDiscs:
     """Does the stream say which discs the last move turned over?
 
-    f1 [layer], untrained [layer]: F1 over all squares and held-out positions, in percent of 1, of linear probes for
+    f1 [layer], untrained [layer]: F1 over all squares and held-out positions, from 0 to 1, of linear probes for
     "this disc was turned"; moves: the best of the same probes on the moves themselves; always: that of saying yes
     everywhere, 2r / (1 + r) at rate r. Squares that are never turned (corners) are left out.
 
